@@ -1,5 +1,16 @@
 //! What the controller and the agent agree on: addresses, route ids, mappings, `ConfigMaps`.
 
+pub mod address;
+pub mod config_map;
+pub mod mappings;
+pub mod networks;
+pub mod pod_ip;
 pub mod route_id;
+pub mod vip;
 
+pub use config_map::Rejected;
+pub use mappings::{Mappings, MappingsStore};
+pub use networks::ClusterNetworks;
+pub use pod_ip::PodIp;
 pub use route_id::RouteId;
+pub use vip::Vip;

@@ -28,7 +28,7 @@ impl RouteId {
 }
 
 /// The text or number is not a route id.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[error("{0:?} is not a route id; use a whole number from 1 to 252")]
 pub struct InvalidRouteId(pub String);
 

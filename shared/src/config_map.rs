@@ -1,0 +1,150 @@
+//! The `ConfigMaps` between the controller and the nodes: names, keys, values, and what is wrong
+//! with an entry.
+//!
+//! Keys are addresses; IPv6 has `-` for `:`, which no key may contain. Readers also take `:`, for
+//! directories whose files may be named so. One address spelled by two keys: the spelling that
+//! [`key`] gives wins, otherwise the lower key.
+
+mod decode;
+mod encode;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::IpAddr;
+
+pub use self::decode::{Decoded, decode_networks, decode_pods, decode_route_ids};
+pub(crate) use self::decode::{pod_key, pod_value, route_id_entries};
+pub use self::encode::{encode_networks, encode_pods, encode_route_ids};
+use crate::address::{Unusable, shortened};
+use crate::mappings::Violation;
+
+/// VIP → nothing: the form kube-keepalived-vip reads.
+pub const VIPS: &str = "vip-configmap";
+/// VIP → route id.
+pub const ROUTE_IDS: &str = "vip-routeid-mappings";
+/// Pod IP → VIP of the whole cluster.
+pub const PODS: &str = "podip-vip-mappings";
+/// Before the node's name: pod IP → VIP of the pods on one node.
+pub const PODS_OF_NODE_PREFIX: &str = "podip-vip-mappings-";
+/// The label with the node's name on the objects of [`PODS_OF_NODE_PREFIX`].
+pub const NODE_LABEL: &str = "egress.mapper.com/node";
+/// The cluster's own networks.
+pub const NETWORKS: &str = "egress-networks";
+/// VIP → names of nodes, best first.
+pub const CANDIDATES: &str = "vip-candidates";
+/// Before the node's name: what that node reports.
+pub const NODE_REPORT_PREFIX: &str = "egress-node-";
+
+/// The keys of [`NETWORKS`].
+pub mod network_keys {
+    pub const POD_SUBNETS: &str = "pod-subnets";
+    pub const SERVICE_SUBNETS: &str = "service-subnets";
+    pub const NODE_ADDRESSES: &str = "node-addresses";
+    pub const EXCLUDED: &str = "excluded";
+}
+
+/// An object that [`Mappings`](crate::Mappings) are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object<'a> {
+    /// [`ROUTE_IDS`].
+    RouteIds,
+    /// [`NETWORKS`].
+    Networks,
+    /// [`PODS`].
+    Pods,
+    /// The pods of the node with this name, never empty.
+    PodsOfNode(&'a str),
+}
+
+impl<'a> Object<'a> {
+    /// What the object of that name is; `None` if mappings are not made of it.
+    pub fn of_name(name: &'a str) -> Option<Self> {
+        match name {
+            ROUTE_IDS => Some(Self::RouteIds),
+            NETWORKS => Some(Self::Networks),
+            PODS => Some(Self::Pods),
+            _ => {
+                let node = name.strip_prefix(PODS_OF_NODE_PREFIX)?;
+                (!node.is_empty()).then_some(Self::PodsOfNode(node))
+            }
+        }
+    }
+}
+
+/// The name of the object with the pods of that node.
+pub fn pods_of_node(node: &str) -> String {
+    format!("{PODS_OF_NODE_PREFIX}{node}")
+}
+
+/// The key of an address: `fd00--1` for `fd00::1`, an IPv4 address as it is.
+pub fn key(addr: IpAddr) -> String {
+    addr.to_string().replace(':', "-")
+}
+
+/// The address that a key stands for.
+pub fn addr_of_key(key: &str) -> Result<IpAddr, Unusable> {
+    let text = key.replace('-', ":");
+    text.parse().map_err(|_| Unusable::NotAnAddress)
+}
+
+/// An entry that is not used, or not as it was meant, and why.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rejected {
+    /// The name of the object.
+    pub object: String,
+    /// The key, shortened if long.
+    pub key: String,
+    /// The value, or the one item of a list; shortened if long.
+    pub value: String,
+    /// What is wrong, and what to do.
+    pub reason: Reason,
+}
+
+impl Rejected {
+    pub(crate) fn new(object: &str, key: &str, value: &str, reason: Reason) -> Self {
+        Self { object: object.to_owned(), key: shortened(key), value: shortened(value), reason }
+    }
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { object, key, value, reason } = self;
+        write!(f, "{object}, key {key:?}, value {value:?}: {reason}")
+    }
+}
+
+/// Why an entry is rejected; the text ends with the remedy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Reason {
+    #[error("the key is not a VIP: {0} (in IPv6 '-' stands for ':')")]
+    KeyIsNoVip(Unusable),
+    #[error("the key is not a pod IP: {0} (in IPv6 '-' stands for ':')")]
+    KeyIsNoPodIp(Unusable),
+    #[error("the value is not a route id; use a whole number from 1 to 252")]
+    NoRouteId,
+    #[error("the pod is held because the value is not a VIP: {0}")]
+    NoVip(Unusable),
+    #[error("it is not a network; write a CIDR such as 10.244.0.0/16, or one address")]
+    NoNetwork,
+    #[error("it is an IPv4 network in IPv6 form; write it as IPv4")]
+    Ipv4NetworkInIpv6,
+    #[error("it is every destination, so nothing would be egress traffic; name smaller networks")]
+    DefaultRoute,
+    #[error("the value is not a node's address: {0}")]
+    NoNodeAddress(Unusable),
+    #[error("the key is unknown; use pod-subnets, service-subnets, node-addresses or excluded")]
+    UnknownKey,
+    #[error(
+        "the same address has another value in {object} under key {key:?}, which counts; remove one \
+         of the two"
+    )]
+    Contradicted {
+        /// The object whose entry is used.
+        object: String,
+        /// The key of that entry.
+        key: String,
+    },
+    #[error(transparent)]
+    Violation(#[from] Violation),
+}

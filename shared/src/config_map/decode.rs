@@ -1,0 +1,207 @@
+//! How the objects are read: every good entry, and every other one with the reason.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Reason, Rejected, addr_of_key, key, network_keys};
+use crate::address::{parse_usable, usable};
+use crate::mappings::same_family;
+use crate::{ClusterNetworks, PodIp, RouteId, Vip};
+
+/// The good entries of an object and the rejected ones, sorted.
+///
+/// Every entry is in the one or the other, or repeats another spelling of its address. Only a pod
+/// with a bad value is in both: it was meant to be mapped, so it is held.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decoded<T> {
+    pub entries: T,
+    pub rejected: Vec<Rejected>,
+}
+
+/// Reads `object` as [`ROUTE_IDS`](super::ROUTE_IDS). Route ids may occur twice.
+pub fn decode_route_ids(
+    object: &str,
+    data: &BTreeMap<String, String>,
+) -> Decoded<BTreeMap<Vip, RouteId>> {
+    let Decoded { entries, rejected } = route_id_entries(object, data);
+    Decoded { entries: entries.into_iter().map(|(vip, (_, id))| (vip, id)).collect(), rejected }
+}
+
+/// Each VIP with the key that it is written under.
+pub(crate) fn route_id_entries<'a>(
+    object: &'a str,
+    data: &'a BTreeMap<String, String>,
+) -> Decoded<BTreeMap<Vip, (&'a str, RouteId)>> {
+    let mut spelled = Spelled::new(object);
+    for (key, value) in data {
+        match vip_key(key) {
+            Err(reason) => spelled.reject(key, value, reason),
+            Ok(vip) => match value.trim().parse() {
+                Ok(id) => spelled.add(vip, vip.addr(), key, value, id),
+                Err(_) => spelled.reject(key, value, Reason::NoRouteId),
+            },
+        }
+    }
+    spelled.finish(|entry| (entry.key, entry.meaning))
+}
+
+/// Reads `object` as [`PODS`](super::PODS) or as one node's pods; `None` holds the pod.
+pub fn decode_pods(
+    object: &str,
+    data: &BTreeMap<String, String>,
+) -> Decoded<BTreeMap<PodIp, Option<Vip>>> {
+    let mut spelled = Spelled::new(object);
+    for (key, value) in data {
+        match pod_key(key) {
+            Err(reason) => spelled.reject(key, value, reason),
+            Ok(pod) => {
+                let vip = pod_value(pod, value).unwrap_or_else(|reason| {
+                    spelled.reject(key, value, reason);
+                    None
+                });
+                spelled.add(pod, pod.addr(), key, value, vip);
+            }
+        }
+    }
+    spelled.finish(|entry| entry.meaning)
+}
+
+/// Reads `object` as [`NETWORKS`](super::NETWORKS).
+///
+/// Lists are separated by commas and white space; each bad item is rejected by itself.
+pub fn decode_networks(object: &str, data: &BTreeMap<String, String>) -> Decoded<ClusterNetworks> {
+    let mut networks = ClusterNetworks::default();
+    let mut rejected = Vec::new();
+    for (key, value) in data {
+        networks = match key.as_str() {
+            network_keys::POD_SUBNETS => {
+                networks.with_pod_subnets(items(object, key, value, network, &mut rejected))
+            }
+            network_keys::SERVICE_SUBNETS => {
+                networks.with_service_subnets(items(object, key, value, network, &mut rejected))
+            }
+            network_keys::NODE_ADDRESSES => {
+                networks.with_node_addresses(items(object, key, value, node, &mut rejected))
+            }
+            network_keys::EXCLUDED => {
+                networks.with_excluded(items(object, key, value, network, &mut rejected))
+            }
+            _ => {
+                rejected.push(Rejected::new(object, key, value, Reason::UnknownKey));
+                networks
+            }
+        };
+    }
+    rejected.sort();
+    Decoded { entries: networks, rejected }
+}
+
+fn items<T>(
+    object: &str,
+    key: &str,
+    value: &str,
+    read: impl Fn(&str) -> Result<T, Reason>,
+    rejected: &mut Vec<Rejected>,
+) -> Vec<T> {
+    let texts =
+        value.split(|c: char| c == ',' || c.is_whitespace()).filter(|text| !text.is_empty());
+    let mut good = Vec::new();
+    for text in texts {
+        match read(text) {
+            Ok(item) => good.push(item),
+            Err(reason) => rejected.push(Rejected::new(object, key, text, reason)),
+        }
+    }
+    good
+}
+
+fn network(text: &str) -> Result<IpNet, Reason> {
+    let parsed = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    match parsed {
+        Err(_) => Err(Reason::NoNetwork),
+        Ok(net) if net.prefix_len() == 0 => Err(Reason::DefaultRoute),
+        Ok(IpNet::V6(net)) if net.network().to_ipv4_mapped().is_some() => {
+            Err(Reason::Ipv4NetworkInIpv6)
+        }
+        Ok(net) => Ok(net.trunc()),
+    }
+}
+
+fn node(text: &str) -> Result<IpAddr, Reason> {
+    parse_usable(text).map_err(Reason::NoNodeAddress)
+}
+
+fn vip_key(key: &str) -> Result<Vip, Reason> {
+    let addr = addr_of_key(key).and_then(usable).map_err(Reason::KeyIsNoVip)?;
+    Vip::try_from(addr).map_err(|invalid| Reason::KeyIsNoVip(invalid.why))
+}
+
+/// The pod that a key stands for.
+pub(crate) fn pod_key(key: &str) -> Result<PodIp, Reason> {
+    let addr = addr_of_key(key).map_err(Reason::KeyIsNoPodIp)?;
+    PodIp::try_from(addr).map_err(|invalid| Reason::KeyIsNoPodIp(invalid.why))
+}
+
+/// The VIP that a value gives the pod; `None` holds it.
+pub(crate) fn pod_value(pod: PodIp, value: &str) -> Result<Option<Vip>, Reason> {
+    let text = value.trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let vip = text.parse::<Vip>().map_err(|invalid| Reason::NoVip(invalid.why))?;
+    Ok(Some(same_family(pod, vip)?))
+}
+
+/// Entries by address, of which each keeps the best spelling.
+struct Spelled<'a, A, T> {
+    object: &'a str,
+    entries: BTreeMap<A, Spelling<'a, T>>,
+    rejected: Vec<Rejected>,
+}
+
+struct Spelling<'a, T> {
+    key: &'a str,
+    value: &'a str,
+    meaning: T,
+}
+
+impl<'a, A: Ord, T: PartialEq> Spelled<'a, A, T> {
+    fn new(object: &'a str) -> Self {
+        Self { object, entries: BTreeMap::new(), rejected: Vec::new() }
+    }
+
+    fn reject(&mut self, key: &str, value: &str, reason: Reason) {
+        self.rejected.push(Rejected::new(self.object, key, value, reason));
+    }
+
+    /// Keys come in ascending order.
+    fn add(&mut self, address: A, addr: IpAddr, key: &'a str, value: &'a str, meaning: T) {
+        let spelling = Spelling { key, value, meaning };
+        match self.entries.entry(address) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(spelling);
+            }
+            Entry::Occupied(mut present) => {
+                let loser =
+                    if self::key(addr) == key { present.insert(spelling) } else { spelling };
+                let winner = present.get();
+                if winner.meaning != loser.meaning {
+                    let reason = Reason::Contradicted {
+                        object: self.object.to_owned(),
+                        key: winner.key.to_owned(),
+                    };
+                    self.reject(loser.key, loser.value, reason);
+                }
+            }
+        }
+    }
+
+    fn finish<M>(mut self, meaning: impl Fn(Spelling<'a, T>) -> M) -> Decoded<BTreeMap<A, M>> {
+        self.rejected.sort();
+        let entries = self.entries.into_iter().map(|(addr, entry)| (addr, meaning(entry)));
+        Decoded { entries: entries.collect(), rejected: self.rejected }
+    }
+}

@@ -1,0 +1,39 @@
+//! How mappings are written into the objects.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use super::{key, network_keys};
+use crate::{ClusterNetworks, PodIp, RouteId, Vip};
+
+/// The data of [`ROUTE_IDS`](super::ROUTE_IDS).
+pub fn encode_route_ids<'a>(
+    vips: impl IntoIterator<Item = (&'a Vip, &'a RouteId)>,
+) -> BTreeMap<String, String> {
+    let entry = |(vip, id): (&Vip, &RouteId)| (key(vip.addr()), id.to_string());
+    vips.into_iter().map(entry).collect()
+}
+
+/// The data of [`PODS`](super::PODS) or of one node's object.
+pub fn encode_pods<'a>(
+    pods: impl IntoIterator<Item = (&'a PodIp, &'a Option<Vip>)>,
+) -> BTreeMap<String, String> {
+    let value = |vip: &Option<Vip>| vip.map_or_else(String::new, |vip| vip.to_string());
+    pods.into_iter().map(|(pod, vip)| (key(pod.addr()), value(vip))).collect()
+}
+
+/// The data of [`NETWORKS`](super::NETWORKS): always all four keys, separated by commas.
+pub fn encode_networks(networks: &ClusterNetworks) -> BTreeMap<String, String> {
+    [
+        (network_keys::POD_SUBNETS, list(networks.pod_subnets())),
+        (network_keys::SERVICE_SUBNETS, list(networks.service_subnets())),
+        (network_keys::NODE_ADDRESSES, list(networks.node_addresses())),
+        (network_keys::EXCLUDED, list(networks.excluded())),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
+}
+
+fn list(items: impl IntoIterator<Item = impl Display>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(",")
+}

@@ -1,0 +1,215 @@
+//! Which of the entries that name one pod counts.
+//!
+//! A claim is one entry of one object. The claims on a pod are ordered: a node's object before the
+//! cluster's, then by name; within an object the proper spelling of the address before others, then
+//! by key. The first one counts, also when its value is bad: then the pod is held.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::Violation;
+use crate::config_map::{self, Reason, Rejected, key, pod_key, pod_value};
+use crate::{PodIp, Vip};
+
+/// An object with pods. The order is who wins.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum PodObject {
+    OfNode(Arc<str>),
+    Cluster,
+}
+
+impl PodObject {
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::OfNode(node) => config_map::pods_of_node(node),
+            Self::Cluster => config_map::PODS.to_owned(),
+        }
+    }
+}
+
+/// Pod and key of an entry. `spelling` is the key if it is not the proper one for the address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct EntryKey {
+    pod: PodIp,
+    spelling: Option<Box<str>>,
+}
+
+impl EntryKey {
+    fn read(text: &str) -> Result<Self, Reason> {
+        let pod = pod_key(text)?;
+        let proper = text == key(pod.addr());
+        Ok(Self { pod, spelling: (!proper).then(|| text.into()) })
+    }
+
+    fn text(&self) -> String {
+        self.spelling.as_deref().map_or_else(|| key(self.pod.addr()), str::to_owned)
+    }
+}
+
+/// What an entry asks for; `Err` keeps what a report needs of a bad value.
+type Claim = Result<Option<Vip>, Box<(String, Reason)>>;
+
+fn wish(claim: &Claim) -> Option<Vip> {
+    *claim.as_ref().unwrap_or(&None)
+}
+
+#[derive(Debug, Default)]
+struct ObjectClaims {
+    entries: BTreeMap<EntryKey, Claim>,
+    bad_keys: BTreeMap<String, Rejected>,
+}
+
+impl ObjectClaims {
+    fn set(&mut self, object: &PodObject, text: &str, value: Option<&str>) -> Option<PodIp> {
+        match (EntryKey::read(text), value) {
+            (Ok(key), Some(value)) => {
+                let pod = key.pod;
+                let claim = pod_value(pod, value)
+                    .map_err(|reason| Box::new((crate::address::shortened(value), reason)));
+                self.entries.insert(key, claim);
+                Some(pod)
+            }
+            (Ok(key), None) => self.entries.remove(&key).map(|_| key.pod),
+            (Err(reason), Some(value)) => {
+                let rejected = Rejected::new(&object.name(), text, value, reason);
+                self.bad_keys.insert(text.to_owned(), rejected);
+                None
+            }
+            (Err(_), None) => {
+                self.bad_keys.remove(text);
+                None
+            }
+        }
+    }
+
+    fn of_pod(&self, pod: PodIp) -> impl Iterator<Item = (&EntryKey, &Claim)> {
+        let first = EntryKey { pod, spelling: None };
+        self.entries.range(first..).take_while(move |(key, _)| key.pod == pod)
+    }
+}
+
+/// All claims of all objects.
+#[derive(Debug)]
+pub(super) struct Claims {
+    objects: BTreeMap<PodObject, ObjectClaims>,
+    claimants: BTreeSet<(PodIp, PodObject)>,
+    /// Pods on which there may be something to report: several claims, or a bad one.
+    suspects: BTreeSet<PodIp>,
+    /// Sorts before every object.
+    lowest: PodObject,
+}
+
+impl Default for Claims {
+    fn default() -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            claimants: BTreeSet::new(),
+            suspects: BTreeSet::new(),
+            lowest: PodObject::OfNode("".into()),
+        }
+    }
+}
+
+impl Claims {
+    /// Replaces all entries of an object; gives the pods whose claims changed. O(entries).
+    pub(super) fn replace(
+        &mut self,
+        object: &PodObject,
+        data: &BTreeMap<String, String>,
+    ) -> BTreeSet<PodIp> {
+        let mut new = ObjectClaims::default();
+        for (key, value) in data {
+            new.set(object, key, Some(value));
+        }
+        let old = self.objects.remove(object).unwrap_or_default();
+        let differs = |from: &ObjectClaims, to: &ObjectClaims| -> Vec<PodIp> {
+            let changed =
+                from.entries.iter().filter(|(key, claim)| to.entries.get(key) != Some(claim));
+            changed.map(|(key, _)| key.pod).collect()
+        };
+        let mut touched: BTreeSet<PodIp> = differs(&old, &new).into_iter().collect();
+        touched.extend(differs(&new, &old));
+        self.objects.insert(object.clone(), new);
+        for &pod in &touched {
+            self.note(pod, object);
+        }
+        touched
+    }
+
+    /// Sets or removes one entry of an object; gives the pod it claims.
+    pub(super) fn set(
+        &mut self,
+        object: &PodObject,
+        key: &str,
+        value: Option<&str>,
+    ) -> Option<PodIp> {
+        let pod = self.objects.entry(object.clone()).or_default().set(object, key, value)?;
+        self.note(pod, object);
+        Some(pod)
+    }
+
+    /// What the claim that counts asks for; `None` if there is no claim on the pod.
+    #[expect(clippy::option_option, reason = "the inner one is the value of a mapping")]
+    pub(super) fn winner(&self, pod: PodIp) -> Option<Option<Vip>> {
+        self.of_pod(pod).next().map(|(_, _, claim)| wish(claim))
+    }
+
+    /// Every entry that does not count, or not as it was meant. Unsorted.
+    ///
+    /// `impossible` are the pod IPs that cannot be mapped at all, with the reason.
+    pub(super) fn rejected(&self, impossible: &BTreeMap<PodIp, Violation>) -> Vec<Rejected> {
+        let bad_keys = self.objects.values().flat_map(|object| object.bad_keys.values().cloned());
+        let mut rejected: Vec<Rejected> = bad_keys.collect();
+        for &pod in impossible.keys().chain(&self.suspects).collect::<BTreeSet<_>>() {
+            self.judge(pod, impossible.get(&pod).copied(), &mut rejected);
+        }
+        rejected
+    }
+
+    fn judge(&self, pod: PodIp, violation: Option<Violation>, rejected: &mut Vec<Rejected>) {
+        let mut claims = self.of_pod(pod).peekable();
+        let Some(&(winning_object, winning_key, winner)) = claims.peek() else { return };
+        for (object, key, claim) in claims {
+            let reason = match (violation, claim) {
+                (Some(violation), _) => Reason::Violation(violation),
+                (None, Err(bad)) => bad.1.clone(),
+                (None, Ok(vip)) if *vip != wish(winner) => {
+                    Reason::Contradicted { object: winning_object.name(), key: winning_key.text() }
+                }
+                (None, Ok(_)) => continue,
+            };
+            let value = match claim {
+                Ok(vip) => vip.map_or_else(String::new, |vip| vip.to_string()),
+                Err(bad) => bad.0.clone(),
+            };
+            rejected.push(Rejected::new(&object.name(), &key.text(), &value, reason));
+        }
+    }
+
+    fn of_pod(&self, pod: PodIp) -> impl Iterator<Item = (&PodObject, &EntryKey, &Claim)> {
+        let claimants = self.claimants.range((pod, self.lowest.clone())..);
+        claimants.take_while(move |(claimed, _)| *claimed == pod).flat_map(move |(_, object)| {
+            let claims = self.objects.get(object).into_iter();
+            claims.flat_map(move |claims| claims.of_pod(pod)).map(move |(key, c)| (object, key, c))
+        })
+    }
+
+    /// Brings the indexes in line after the claims of `object` on `pod` changed.
+    fn note(&mut self, pod: PodIp, object: &PodObject) {
+        let claims = self.objects.get(object);
+        if claims.is_some_and(|claims| claims.of_pod(pod).next().is_some()) {
+            self.claimants.insert((pod, object.clone()));
+        } else {
+            self.claimants.remove(&(pod, object.clone()));
+        }
+        let mut of_pod = self.of_pod(pod);
+        let first_is_bad = of_pod.next().is_some_and(|(_, _, claim)| claim.is_err());
+        if first_is_bad || of_pod.next().is_some() {
+            drop(of_pod);
+            self.suspects.insert(pod);
+        } else {
+            drop(of_pod);
+            self.suspects.remove(&pod);
+        }
+    }
+}

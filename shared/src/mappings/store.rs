@@ -1,0 +1,228 @@
+//! What the objects that were read amount to, kept up to date change by change.
+//!
+//! Objects that mappings are not made of (`vip-configmap`, `vip-candidates`, `egress-node-*`, and
+//! names nobody knows) are ignored.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::claims::{Claims, PodObject};
+use super::{Mappings, Violation, fitting_vips, taken_addresses};
+use crate::PodIp;
+use crate::config_map::{self, Object, Rejected, decode_networks, route_id_entries};
+
+/// News of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The name of the object.
+    pub object: String,
+    /// What is new.
+    pub content: Content,
+}
+
+/// What is new about an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// All of its data: entries that are not in it are gone.
+    Whole(BTreeMap<String, String>),
+    /// Some keys with their values, `None` for a key that is gone; the others are as before. Applied
+    /// in order. An object counts as read only after a `Whole`.
+    Keys(Vec<(String, Option<String>)>),
+    /// It does not exist, or cannot be read: what was last read stays in use.
+    Missing,
+}
+
+/// What a change did to the mappings; nothing if it was about entries that do not count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Effect {
+    /// Whether VIPs or route ids differ now.
+    pub vips: bool,
+    /// Whether the cluster's networks differ now.
+    pub networks: bool,
+    /// The pods that came, went or have another VIP.
+    pub pods: BTreeSet<PodIp>,
+}
+
+/// Not all of what mappings are made of was read yet.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot set up mappings before {} was read; create it, it may be empty", objects.join(", "))]
+pub struct Incomplete {
+    /// The objects that were never read, at least one.
+    pub objects: Vec<&'static str>,
+}
+
+/// Mappings made of objects that change.
+///
+/// # Guarantees
+/// - The mappings depend only on the latest content of each object, not on what came before.
+/// - A changed key costs about the same with 10 pods as with 100 000; a whole object as much as it
+///   has entries.
+#[derive(Debug, Default)]
+pub struct MappingsStore {
+    mappings: Mappings,
+    route_ids: Small,
+    networks: Small,
+    claims: Claims,
+    pods_read: BTreeSet<PodObject>,
+    missing: BTreeSet<String>,
+}
+
+/// A small object: kept as it is and decoded anew on each change.
+#[derive(Debug, Default)]
+struct Small {
+    data: BTreeMap<String, String>,
+    read: bool,
+    rejected: Vec<Rejected>,
+}
+
+impl Small {
+    fn update(&mut self, content: Content) {
+        match content {
+            Content::Whole(data) => *self = Self { data, read: true, rejected: Vec::new() },
+            Content::Keys(keys) => {
+                for (key, value) in keys {
+                    match value {
+                        Some(value) => self.data.insert(key, value),
+                        None => self.data.remove(&key),
+                    };
+                }
+            }
+            Content::Missing => {}
+        }
+    }
+}
+
+impl MappingsStore {
+    /// Takes one change in.
+    pub fn apply(&mut self, change: Change) -> Effect {
+        let Change { object, content } = change;
+        let Some(kind) = Object::of_name(&object) else { return Effect::default() };
+        let pods = match kind {
+            Object::PodsOfNode(node) => Some(PodObject::OfNode(node.into())),
+            Object::Pods => Some(PodObject::Cluster),
+            Object::RouteIds | Object::Networks => None,
+        };
+        if content == Content::Missing {
+            if self.was_read(kind, pods.as_ref()) {
+                self.missing.insert(object);
+            }
+            return Effect::default();
+        }
+        self.missing.remove(&object);
+        match (kind, pods) {
+            (Object::Networks, _) => {
+                self.networks.update(content);
+                self.settle_small()
+            }
+            (_, Some(pods)) => self.update_pods(pods, content),
+            (_, None) => {
+                self.route_ids.update(content);
+                self.settle_small()
+            }
+        }
+    }
+
+    /// The mappings, once `vip-routeid-mappings`, `egress-networks` and at least one object with
+    /// pods were read whole.
+    pub fn mappings(&self) -> Result<&Mappings, Incomplete> {
+        let objects: Vec<&'static str> = [
+            (self.route_ids.read, config_map::ROUTE_IDS),
+            (self.networks.read, config_map::NETWORKS),
+            (!self.pods_read.is_empty(), "podip-vip-mappings or podip-vip-mappings-<node>"),
+        ]
+        .into_iter()
+        .filter_map(|(read, name)| (!read).then_some(name))
+        .collect();
+        if objects.is_empty() { Ok(&self.mappings) } else { Err(Incomplete { objects }) }
+    }
+
+    /// Every entry that is not used, or not as it was meant; sorted by object and key.
+    ///
+    /// Costs as much as there are nodes, VIPs and rejected entries, however many pods there are.
+    /// Pods whose VIP has no route id are in [`Mappings::problems`].
+    pub fn rejected(&self) -> Vec<Rejected> {
+        let taken = taken_addresses(&self.mappings).into_iter();
+        let impossible: BTreeMap<PodIp, Violation> =
+            taken.filter_map(|pod| Some((pod, self.mappings.violation_of_pod(pod)?))).collect();
+        let mut rejected = self.claims.rejected(&impossible);
+        rejected.extend(self.route_ids.rejected.iter().chain(&self.networks.rejected).cloned());
+        rejected.sort();
+        rejected
+    }
+
+    /// The objects that were read once and are missing now, in ascending order.
+    pub fn missing(&self) -> impl Iterator<Item = &str> {
+        self.missing.iter().map(String::as_str)
+    }
+
+    fn was_read(&self, kind: Object<'_>, pods: Option<&PodObject>) -> bool {
+        match kind {
+            Object::RouteIds => self.route_ids.read,
+            Object::Networks => self.networks.read,
+            Object::Pods | Object::PodsOfNode(_) => {
+                pods.is_some_and(|pods| self.pods_read.contains(pods))
+            }
+        }
+    }
+
+    fn update_pods(&mut self, object: PodObject, content: Content) -> Effect {
+        let touched = match content {
+            Content::Whole(data) => {
+                let touched = self.claims.replace(&object, &data);
+                self.pods_read.insert(object);
+                touched
+            }
+            Content::Keys(keys) => keys
+                .into_iter()
+                .filter_map(|(key, value)| self.claims.set(&object, &key, value.as_deref()))
+                .collect(),
+            Content::Missing => BTreeSet::new(),
+        };
+        Effect { pods: self.settle(touched), ..Effect::default() }
+    }
+
+    /// Decodes the small objects anew, and settles the pods whose address was or is taken.
+    fn settle_small(&mut self) -> Effect {
+        let before = taken_addresses(&self.mappings);
+        let object = config_map::NETWORKS;
+        let decoded = decode_networks(object, &self.networks.data);
+        let networks = std::mem::replace(&mut self.mappings.networks, decoded.entries);
+        self.networks.rejected = decoded.rejected;
+
+        let object = config_map::ROUTE_IDS;
+        let mut decoded = route_id_entries(object, &self.route_ids.data);
+        let declared = decoded.entries.iter().map(|(&vip, &(_, id))| (vip, id)).collect();
+        let (fitting, violations) = fitting_vips(declared, &self.mappings.networks);
+        for violation in violations {
+            if let Some((key, id)) = violation.vip().and_then(|vip| decoded.entries.get(&vip)) {
+                let rejected = Rejected::new(object, key, &id.to_string(), violation.into());
+                decoded.rejected.push(rejected);
+            }
+        }
+        self.route_ids.rejected = decoded.rejected;
+        let vips = std::mem::replace(&mut self.mappings.vips, fitting);
+
+        let after = taken_addresses(&self.mappings);
+        Effect {
+            vips: vips != self.mappings.vips,
+            networks: networks != self.mappings.networks,
+            pods: self.settle(before.symmetric_difference(&after).copied().collect()),
+        }
+    }
+
+    /// Brings the mappings of these pods in line with their claims; gives those that changed.
+    fn settle(&mut self, mut pods: BTreeSet<PodIp>) -> BTreeSet<PodIp> {
+        pods.retain(|&pod| {
+            let wish = self.claims.winner(pod);
+            let possible = wish.filter(|_| self.mappings.violation_of_pod(pod).is_none());
+            let before = match possible {
+                Some(vip) => self.mappings.pods.insert(pod, vip),
+                None => self.mappings.pods.remove(&pod),
+            };
+            before != possible
+        });
+        pods
+    }
+}
