@@ -4,6 +4,7 @@
 //! mapped pods. They are kept alike, but each is observed by itself: a stranger may change one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use shared::{PodIp, Vip};
 
@@ -38,5 +39,45 @@ impl PodChanges {
     pub fn is_empty(&self) -> bool {
         let Self { unmap, map, unguard, guard } = self;
         unmap.is_empty() && map.is_empty() && unguard.is_empty() && guard.is_empty()
+    }
+
+    /// Every pod whose VIP these changes touch.
+    pub fn changed(&self) -> BTreeSet<PodIp> {
+        self.unmap.iter().copied().chain(self.map.iter().map(|(pod, _)| *pod)).collect()
+    }
+
+    /// The changes of the main table, and those of the guard.
+    pub fn split(self) -> (Self, Self) {
+        let Self { unmap, map, unguard, guard } = self;
+        (Self { unmap, map, ..Self::default() }, Self { unguard, guard, ..Self::default() })
+    }
+}
+
+impl fmt::Display for PodChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { unmap, map, unguard, guard } = self;
+        write!(
+            f,
+            "change pods: {} mapped, {} unmapped, {} guarded, {} unguarded",
+            map.len(),
+            unmap.len(),
+            guard.len(),
+            unguard.len()
+        )
+    }
+}
+
+impl PodTables {
+    /// What the tables hold after `changes`.
+    pub fn apply(&mut self, changes: &PodChanges) {
+        let PodChanges { unmap, map, unguard, guard } = changes;
+        for pod in unmap {
+            self.vips.remove(pod);
+        }
+        self.vips.extend(map.iter().copied());
+        for pod in unguard {
+            self.guarded.remove(pod);
+        }
+        self.guarded.extend(guard.iter().copied());
     }
 }

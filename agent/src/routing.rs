@@ -13,6 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 
 use shared::Vip;
 
@@ -37,9 +38,9 @@ impl Family {
     /// Both, in the order in which they are observed and printed.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The family of a VIP.
-    pub const fn of(vip: Vip) -> Self {
-        if vip.addr().is_ipv4() { Self::V4 } else { Self::V6 }
+    /// The family of an address.
+    pub const fn of(addr: IpAddr) -> Self {
+        if addr.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 }
 

@@ -108,7 +108,7 @@ impl Ownership {
     /// The VIP's table leads to its holder.
     pub fn route_to_holder(&self, vip: Vip, id: RouteId, device: Device) -> Route {
         Route {
-            family: Family::of(vip),
+            family: Family::of(vip.addr()),
             table: self.table(id),
             kind: RouteKind::ViaHolder { vip, device },
         }

@@ -1,0 +1,166 @@
+//! What a node's kernel should hold, for what is mapped and what the node is like.
+//!
+//! Pure: no I/O, no clock, cannot fail. What a VIP cannot have on this node becomes a [`Note`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use ipnet::IpNet;
+use shared::{Mappings, PodIp, RouteId, Vip};
+
+use crate::node_facts::{NoUplink, NodeFacts, uplink_for};
+use crate::routing::{Device, Family, Ownership, PolicyRule, Route};
+use crate::ruleset::{Input, Ruleset};
+
+/// Destinations that are never outside, whatever the cluster: this host, its links, multicast,
+/// broadcast and reserved addresses.
+const ALWAYS_INTERNAL: [&str; 6] =
+    ["127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::1/128", "fe80::/10", "ff00::/8"];
+
+/// What an operator chose for the agent of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Which numbers of the kernel's are ours.
+    pub ownership: Ownership,
+    /// The uplink of every VIP; `None` takes the interface with the route to the VIP's subnet.
+    pub interface: Option<String>,
+}
+
+/// Where a VIP is, as seen from this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Whose connections are bound under this route id.
+    pub vip: Vip,
+    /// The VIP is an address of this node.
+    pub here: bool,
+}
+
+/// Something an operator should know about a VIP on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// The VIP in question.
+    pub vip: Vip,
+    /// Why this node cannot send to its holder.
+    pub reason: NoUplink,
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VIP {}: {}; its pods here are held while it is elsewhere", self.vip, self.reason)
+    }
+}
+
+/// The whole of what the kernel should hold.
+#[derive(Clone, Debug)]
+pub struct Desired<'a> {
+    /// One for every VIP.
+    pub rules: BTreeSet<PolicyRule>,
+    /// For every VIP the backstop, and the way to the holder where there is one.
+    pub routes: BTreeSet<Route>,
+    /// Ways to holders that the kernel accepts only once the VIP has left this node; kept where
+    /// they are.
+    pub later: BTreeSet<Route>,
+    /// Both tables, but for what changes with pods.
+    pub ruleset: &'a Ruleset,
+    /// What the maps of pods hold.
+    pub pods: &'a BTreeMap<PodIp, Option<Vip>>,
+    /// Interfaces on which a packet's source may have its route elsewhere.
+    pub loose: BTreeSet<String>,
+    /// Which decision connections may be bound to.
+    pub places: BTreeMap<RouteId, Place>,
+}
+
+/// A VIP that this node can send to, and over which interface.
+fn uplinks(
+    mappings: &Mappings,
+    facts: &NodeFacts,
+    settings: &Settings,
+) -> (BTreeMap<Vip, Device>, Vec<Note>) {
+    let mut uplinks = BTreeMap::new();
+    let mut notes = Vec::new();
+    for vip in mappings.vips().keys() {
+        match uplink_for(*vip, facts, settings.interface.as_deref()) {
+            Ok(device) => {
+                uplinks.insert(*vip, device);
+            }
+            Err(reason) => notes.push(Note { vip: *vip, reason }),
+        }
+    }
+    (uplinks, notes)
+}
+
+/// What the tables' rules depend on, and what of it is worth saying.
+pub fn ruleset_input(
+    mappings: &Mappings,
+    facts: &NodeFacts,
+    settings: &Settings,
+) -> (Input, Vec<Note>) {
+    let (uplinks, notes) = uplinks(mappings, facts, settings);
+    let networks = mappings.networks();
+    let input = Input {
+        mask: settings.ownership.marks(),
+        vips: mappings.vips().clone(),
+        reachable: uplinks.keys().copied().collect(),
+        uplinks: uplinks.into_values().map(|device| device.name).collect(),
+        pods: disjoint(networks.pod_subnets().iter().copied()),
+        internal: disjoint(
+            networks
+                .pod_subnets()
+                .iter()
+                .chain(networks.service_subnets())
+                .chain(networks.excluded())
+                .copied()
+                .chain(networks.node_addresses().iter().copied().map(IpNet::from))
+                .chain(always_internal()),
+        ),
+    };
+    (input, notes)
+}
+
+/// The state for `mappings` on a node like `facts`. `ruleset` is rendered from [`ruleset_input`]
+/// of the same arguments: that is kept apart because it is dear and seldom changes.
+pub fn desired<'a>(
+    mappings: &'a Mappings,
+    facts: &NodeFacts,
+    settings: &Settings,
+    ruleset: &'a Ruleset,
+) -> Desired<'a> {
+    let Settings { ownership, interface: _ } = settings;
+    let (uplinks, _) = uplinks(mappings, facts, settings);
+    let mut desired = Desired {
+        rules: BTreeSet::new(),
+        routes: BTreeSet::new(),
+        later: BTreeSet::new(),
+        ruleset,
+        pods: mappings.pods(),
+        loose: BTreeSet::new(),
+        places: BTreeMap::new(),
+    };
+    for (&vip, &id) in mappings.vips() {
+        let family = Family::of(vip.addr());
+        let here = facts.holds(vip);
+        desired.rules.insert(ownership.rule(family, id));
+        desired.routes.insert(ownership.unreachable(family, id));
+        desired.places.insert(id, Place { vip, here });
+        if let Some(device) = uplinks.get(&vip) {
+            let route = ownership.route_to_holder(vip, id, device.clone());
+            if here { &mut desired.later } else { &mut desired.routes }.insert(route);
+            if family == Family::V4 {
+                desired.loose.insert(device.name.clone());
+            }
+        }
+    }
+    if !desired.loose.is_empty() {
+        desired.loose.extend(facts.overlays_to(mappings.networks().pod_subnets()));
+    }
+    desired
+}
+
+fn always_internal() -> impl Iterator<Item = IpNet> {
+    ALWAYS_INTERNAL.iter().filter_map(|net| net.parse().ok())
+}
+
+/// The same addresses in networks that do not overlap: nft refuses sets whose intervals do.
+fn disjoint(networks: impl Iterator<Item = IpNet>) -> Vec<IpNet> {
+    IpNet::aggregate(&networks.collect())
+}

@@ -1,0 +1,154 @@
+//! The commands that make a change of tables, in an order that nft accepts.
+
+use nftables::batch::Batch;
+use nftables::schema::{
+    Chain as NfChain, Counter, FlushObject, Map, NfCmd, NfListObject, Nftables, Rule as NfRule,
+    Set, SetType, SetTypeValue, Table as NfTable,
+};
+use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+
+use crate::plan::{TableChange, TablesChange};
+use crate::routing::Family;
+use crate::ruleset::{Chain, Declared, HookKind, HookPoint, TableNames};
+
+const FAMILY: NfFamily = NfFamily::INet;
+
+pub(super) fn of_change(names: &TableNames, change: &TablesChange) -> Nftables<'static> {
+    let TablesChange { main, guard } = change;
+    let mut batch = Batch::new();
+    for (name, change) in [(&names.main, main), (&names.guard, guard)] {
+        if let Some(change) = change {
+            change_table(&mut batch, name, change);
+        }
+    }
+    batch.to_nftables()
+}
+
+pub(super) fn of_removal(names: &TableNames) -> Nftables<'static> {
+    let mut batch = Batch::new();
+    remove_table(&mut batch, &names.main);
+    remove_table(&mut batch, &names.guard);
+    batch.to_nftables()
+}
+
+fn table(name: &str) -> NfListObject<'static> {
+    NfListObject::Table(NfTable { family: FAMILY, name: name.to_owned().into(), handle: None })
+}
+
+/// nft 1.0.6 has no `destroy` in JSON: what is added first can be deleted without an error.
+fn remove_table(batch: &mut Batch<'static>, name: &str) {
+    batch.add(table(name));
+    batch.delete(table(name));
+}
+
+fn change_table(batch: &mut Batch<'static>, name: &str, change: &TableChange) {
+    let none = Default::default();
+    let (fill, remove_chains, remove_declared) = match change {
+        TableChange::Replace(wanted) => {
+            remove_table(batch, name);
+            batch.add(table(name));
+            (wanted, &none, &none)
+        }
+        TableChange::Amend { fill, remove_chains, remove_declared } => {
+            (fill.as_ref(), remove_chains, remove_declared)
+        }
+    };
+    for counter in &fill.counters {
+        batch.add(NfListObject::Counter(Counter {
+            family: FAMILY,
+            table: name.to_owned().into(),
+            name: (*counter).into(),
+            handle: None,
+            packets: None,
+            bytes: None,
+        }));
+    }
+    for (declared_name, declared) in &fill.declared {
+        batch.add(declaration(name, declared_name, *declared));
+    }
+    // All chains before any rule, for rules name chains; all chains emptied before any is removed.
+    for (chain, content) in &fill.chains {
+        batch.add(NfListObject::Chain(chain_of(name, chain, content)));
+        batch.add_cmd(NfCmd::Flush(FlushObject::Chain(bare_chain(name, chain))));
+    }
+    for chain in remove_chains {
+        batch.add_cmd(NfCmd::Flush(FlushObject::Chain(bare_chain(name, chain))));
+    }
+    for (chain, content) in &fill.chains {
+        for rule in &content.rules {
+            batch.add(NfListObject::Rule(NfRule {
+                family: FAMILY,
+                table: name.to_owned().into(),
+                chain: chain.clone().into(),
+                expr: rule.statements.clone().into(),
+                handle: None,
+                index: None,
+                comment: Some(rule.comment.clone().into()),
+            }));
+        }
+    }
+    for chain in remove_chains {
+        batch.delete(NfListObject::Chain(bare_chain(name, chain)));
+    }
+    for declared in remove_declared {
+        // nft deletes maps by the name of sets, too.
+        batch.delete(NfListObject::Set(Box::new(set(name, declared, Family::V4))));
+    }
+}
+
+fn bare_chain(table: &str, chain: &str) -> NfChain<'static> {
+    NfChain {
+        family: FAMILY,
+        table: table.to_owned().into(),
+        name: chain.to_owned().into(),
+        ..NfChain::default()
+    }
+}
+
+fn chain_of(table: &str, chain: &str, content: &Chain) -> NfChain<'static> {
+    let mut made = bare_chain(table, chain);
+    if let Some(hook) = &content.hook {
+        made._type = Some(match hook.kind {
+            HookKind::Nat => NfChainType::NAT,
+            HookKind::Filter => NfChainType::Filter,
+        });
+        made.hook = Some(match hook.point {
+            HookPoint::Postrouting => NfHook::Postrouting,
+            HookPoint::Prerouting => NfHook::Prerouting,
+        });
+        made.prio = Some(hook.priority);
+        made.policy = Some(NfChainPolicy::Accept);
+    }
+    made
+}
+
+fn address(family: Family) -> SetTypeValue<'static> {
+    SetTypeValue::Single(match family {
+        Family::V4 => SetType::Ipv4Addr,
+        Family::V6 => SetType::Ipv6Addr,
+    })
+}
+
+fn set(table: &str, name: &str, family: Family) -> Set<'static> {
+    Set {
+        family: FAMILY,
+        table: table.to_owned().into(),
+        name: name.to_owned().into(),
+        set_type: address(family),
+        ..Set::default()
+    }
+}
+
+fn declaration(table: &str, name: &str, declared: Declared) -> NfListObject<'static> {
+    match declared {
+        Declared::Set(family) => NfListObject::Set(Box::new(set(table, name, family))),
+        Declared::Map(family) => NfListObject::Map(Box::new(Map {
+            family: FAMILY,
+            table: table.to_owned().into(),
+            name: name.to_owned().into(),
+            set_type: address(family),
+            map: address(family),
+            ..Map::default()
+        })),
+    }
+}

@@ -1,0 +1,161 @@
+//! From what the kernel holds to what it should hold: the steps, in the order that cannot leak.
+//!
+//! Pure. Order is the guarantee, for there is no transaction across netlink families:
+//!
+//! 1. reverse path filters, routes, then the rules that lead to them: a marked packet always has a
+//!    way, or the backstop;
+//! 2. the tables, in one transaction, then the pods of both, in one more: a packet is marked only
+//!    when 1 is done. Where both tables must be made anew, the guard is complete before the main
+//!    table is touched;
+//! 3. connections that are bound to what is no longer so;
+//! 4. rules, then routes, that nothing is marked for any more.
+//!
+//! Each step leaves every mapped pod with its old VIP, its new VIP, or nothing at all. If a step
+//! fails, the removals of 4 have to wait.
+
+mod pods;
+mod tables;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use shared::{PodIp, RouteId};
+
+pub use self::pods::pod_changes;
+pub use self::tables::{TableChange, TablesChange};
+use crate::desired::{Desired, Place};
+use crate::kernel_state::{LoadedDigests, Observed};
+use crate::pod_tables::PodChanges;
+use crate::routing::{MarkMask, PolicyRule, Route, RouteKind, Stray};
+
+/// One change to the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Accept packets whose source has its route elsewhere (`rp_filter` 2).
+    Loosen(String),
+    /// Add a route; one to the same holder over another interface is replaced.
+    AddRoute(Route),
+    /// Add a policy rule.
+    AddRule(PolicyRule),
+    /// Change what the tables contain, but for pods.
+    ChangeTables(TablesChange),
+    /// Change which pods are mapped, and to what.
+    ChangePods(PodChanges),
+    /// End what these pods have running without sessions (UDP, ICMP): the next packet is decided
+    /// anew. TCP connections end as they began.
+    ForgetPods(BTreeSet<PodIp>),
+    /// End the tracking of connections that carry one of these marks: they were decided for where
+    /// a VIP no longer is. The next packet is decided anew; TCP goes on.
+    ForgetMarks(BTreeSet<u32>),
+    /// Remove a policy rule.
+    DeleteRule(PolicyRule),
+    /// Remove a route.
+    DeleteRoute(Route),
+    /// Remove a rule or route that carries our number in a form we never make.
+    DeleteStray(Stray),
+}
+
+impl Step {
+    /// Whether the step only takes away, so that it has to wait when one before it failed.
+    pub const fn is_removal(&self) -> bool {
+        matches!(self, Self::DeleteRule(_) | Self::DeleteRoute(_) | Self::DeleteStray(_))
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loosen(interface) => write!(f, "loosen rp_filter of {interface}"),
+            Self::AddRoute(route) => write!(f, "add route {route}"),
+            Self::AddRule(rule) => write!(f, "add rule {rule}"),
+            Self::ChangeTables(change) => change.fmt(f),
+            Self::ChangePods(change) => change.fmt(f),
+            Self::ForgetPods(pods) => {
+                write!(f, "forget sessionless connections of {} pods", pods.len())
+            }
+            Self::ForgetMarks(marks) => {
+                f.write_str("forget connections marked")?;
+                marks.iter().try_for_each(|mark| write!(f, " {mark:#x}"))
+            }
+            Self::DeleteRule(rule) => write!(f, "delete rule {rule}"),
+            Self::DeleteRoute(route) => write!(f, "delete route {route}"),
+            Self::DeleteStray(stray) => write!(f, "delete {stray}"),
+        }
+    }
+}
+
+/// What to do, in order. Nothing to do is an empty list.
+pub fn plan(
+    desired: &Desired<'_>,
+    observed: &Observed,
+    loaded: &[LoadedDigests; 2],
+    marks: MarkMask,
+) -> Vec<Step> {
+    let Desired { rules, routes, later, ruleset: _, pods: _, loose, places } = desired;
+    let routing = &observed.routing;
+
+    let mut steps: Vec<Step> = Vec::new();
+    steps.extend(loose.intersection(&observed.strict).cloned().map(Step::Loosen));
+    // The backstop first: a table that is looked up is never empty.
+    let (backstops, ways): (Vec<_>, Vec<_>) =
+        routes.difference(&routing.routes).cloned().partition(Route::is_unreachable);
+    steps.extend(backstops.into_iter().chain(ways).map(Step::AddRoute));
+    steps.extend(rules.difference(&routing.rules).copied().map(Step::AddRule));
+
+    let (table_steps, touched) = tables::steps(desired, observed, loaded);
+    steps.extend(table_steps);
+    if !touched.is_empty() {
+        steps.push(Step::ForgetPods(touched));
+    }
+    let wrong = wrong_marks(places, observed.places.as_ref(), marks);
+    if !wrong.is_empty() {
+        steps.push(Step::ForgetMarks(wrong));
+    }
+
+    let unwanted_rules = routing.rules.difference(rules);
+    steps.extend(unwanted_rules.copied().map(Step::DeleteRule));
+    let replaced = |route: &Route| {
+        // Adding the way to a holder has replaced the one over another interface.
+        matches!(route.kind, RouteKind::ViaHolder { .. })
+            && routes.iter().any(|new| {
+                new.family == route.family && new.table == route.table && !new.is_unreachable()
+            })
+    };
+    let unwanted_routes = routing
+        .routes
+        .difference(routes)
+        .filter(|route| !later.contains(route) && !replaced(route))
+        .cloned();
+    let (backstops, ways): (Vec<_>, Vec<_>) = unwanted_routes.partition(Route::is_unreachable);
+    steps.extend(ways.into_iter().chain(backstops).map(Step::DeleteRoute));
+    steps.extend(routing.strays.iter().cloned().map(Step::DeleteStray));
+    steps
+}
+
+/// The marks of decisions that hold no longer. Without knowledge of what connections are bound to,
+/// that is every mark of ours but the right ones.
+fn wrong_marks(
+    places: &BTreeMap<RouteId, Place>,
+    known: Option<&BTreeMap<RouteId, Place>>,
+    marks: MarkMask,
+) -> BTreeSet<u32> {
+    let mut wrong = BTreeSet::new();
+    for id in RouteId::all() {
+        let now = places.get(&id);
+        let before = known.map(|known| known.get(&id));
+        if before == Some(now) {
+            continue;
+        }
+        let same_vip = match before {
+            None => true, // as far as we know
+            Some(before) => before.map(|place| place.vip) == now.map(|place| place.vip),
+        };
+        if !(same_vip && now.is_some_and(|place| place.here)) {
+            wrong.insert(marks.here(id));
+        }
+        if !(same_vip && now.is_some_and(|place| !place.here)) {
+            wrong.insert(marks.away(id));
+        }
+    }
+    wrong
+}

@@ -1,0 +1,63 @@
+//! What has to change in the maps of pods.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::iter::Peekable;
+
+use shared::{PodIp, Vip};
+
+use crate::pod_tables::PodChanges;
+
+/// The changes that make the map of VIPs and the set of guarded pods agree with `desired`. One
+/// walk along both sides.
+pub fn pod_changes(
+    desired: &BTreeMap<PodIp, Option<Vip>>,
+    vips: &BTreeMap<PodIp, Option<Vip>>,
+    guarded: &BTreeSet<PodIp>,
+) -> PodChanges {
+    let mut changes = PodChanges::default();
+    for (pod, wanted, seen) in joined(desired.iter(), vips.iter()) {
+        if wanted == seen {
+            continue;
+        }
+        if seen.is_some() {
+            changes.unmap.push(pod);
+        }
+        if let Some(vip) = wanted {
+            changes.map.push((pod, *vip));
+        }
+    }
+    for (pod, wanted, seen) in joined(desired.iter(), guarded.iter().map(|pod| (pod, &()))) {
+        match (wanted, seen) {
+            (Some(_), None) => changes.guard.push(pod),
+            (None, Some(())) => changes.unguard.push(pod),
+            _ => {}
+        }
+    }
+    changes
+}
+
+/// Every pod of either side, ascending, with what each side says of it.
+fn joined<'a, A: 'a, B: 'a>(
+    left: impl Iterator<Item = (&'a PodIp, &'a A)>,
+    right: impl Iterator<Item = (&'a PodIp, &'a B)>,
+) -> impl Iterator<Item = (PodIp, Option<&'a A>, Option<&'a B>)> {
+    let (mut left, mut right) = (left.peekable(), right.peekable());
+    std::iter::from_fn(move || next_of(&mut left, &mut right))
+}
+
+fn next_of<'a, A, B>(
+    left: &mut Peekable<impl Iterator<Item = (&'a PodIp, &'a A)>>,
+    right: &mut Peekable<impl Iterator<Item = (&'a PodIp, &'a B)>>,
+) -> Option<(PodIp, Option<&'a A>, Option<&'a B>)> {
+    let order = match (left.peek(), right.peek()) {
+        (Some((l, _)), Some((r, _))) => l.cmp(r),
+        (Some(_), None) => Ordering::Less,
+        (None, Some(_)) => Ordering::Greater,
+        (None, None) => return None,
+    };
+    let from_left = if order.is_le() { left.next() } else { None };
+    let from_right = if order.is_ge() { right.next() } else { None };
+    let pod = from_left.map(|(pod, _)| *pod).or(from_right.map(|(pod, _)| *pod))?;
+    Some((pod, from_left.map(|(_, value)| value), from_right.map(|(_, value)| value)))
+}

@@ -1,0 +1,143 @@
+//! What has to change in the nft tables, and when their pods are changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use shared::PodIp;
+
+use super::{Step, pod_changes};
+use crate::desired::Desired;
+use crate::kernel_state::{LoadedDigests, Observed, SeenTable};
+use crate::pod_tables::{PodChanges, PodTables};
+use crate::ruleset::{Ruleset, Table};
+
+/// Changes to both tables, in one transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TablesChange {
+    /// Of the main table.
+    pub main: Option<TableChange>,
+    /// Of the guard table.
+    pub guard: Option<TableChange>,
+}
+
+/// How a table becomes what it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TableChange {
+    /// Whatever is there goes, its pods included, and the table is made anew.
+    Replace(Table),
+    /// The maps stay as they are.
+    Amend {
+        /// Chains that are made if they are missing, and filled with exactly these rules.
+        fill: Box<Table>,
+        /// Chains that go.
+        remove_chains: BTreeSet<String>,
+        /// Maps and sets that somebody else has declared.
+        remove_declared: BTreeSet<String>,
+    },
+}
+
+impl TableChange {
+    /// What makes `seen` into `wanted`; `None` when it is that already.
+    fn between(wanted: &Table, seen: Option<&SeenTable>, loaded: &LoadedDigests) -> Option<Self> {
+        let Some(seen) = seen.filter(|seen| !seen.is_beyond_repair(wanted)) else {
+            return Some(Self::Replace(wanted.clone()));
+        };
+        let Table { counters, declared, chains } = wanted;
+        let fill = Table {
+            counters: counters
+                .iter()
+                .copied()
+                .filter(|name| !seen.counters.contains_key(*name))
+                .collect(),
+            declared: declared
+                .iter()
+                .filter(|(name, _)| !seen.declared.contains_key(**name))
+                .map(|(name, declared)| (*name, *declared))
+                .collect(),
+            chains: seen
+                .differing_chains(wanted, loaded)
+                .filter_map(|name| chains.get_key_value(name))
+                .map(|(name, chain)| (name.clone(), chain.clone()))
+                .collect(),
+        };
+        let remove_chains: BTreeSet<String> =
+            seen.surplus_chains(wanted).map(str::to_owned).collect();
+        let remove_declared: BTreeSet<String> =
+            seen.surplus_declared(wanted).map(str::to_owned).collect();
+        let is_right =
+            fill == Table::default() && remove_chains.is_empty() && remove_declared.is_empty();
+        (!is_right).then(|| Self::Amend { fill: Box::new(fill), remove_chains, remove_declared })
+    }
+
+    const fn replaces(change: Option<&Self>) -> bool {
+        matches!(change, Some(Self::Replace(_)))
+    }
+}
+
+impl fmt::Display for TableChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Replace(table) => write!(f, "make anew with {} chains", table.chains.len()),
+            Self::Amend { fill, remove_chains, remove_declared } => write!(
+                f,
+                "fill {} chains, declare {}, remove {} chains and {} maps",
+                fill.chains.len(),
+                fill.declared.len() + fill.counters.len(),
+                remove_chains.len(),
+                remove_declared.len()
+            ),
+        }
+    }
+}
+
+impl fmt::Display for TablesChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("change tables")?;
+        if let Some(main) = &self.main {
+            write!(f, "; main: {main}")?;
+        }
+        if let Some(guard) = &self.guard {
+            write!(f, "; guard: {guard}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The steps for both tables and their pods, and the pods whose VIP they touch.
+pub(super) fn steps(
+    desired: &Desired<'_>,
+    observed: &Observed,
+    [loaded_main, loaded_guard]: &[LoadedDigests; 2],
+) -> (Vec<Step>, BTreeSet<PodIp>) {
+    let Ruleset { main, guard } = desired.ruleset;
+    let main = TableChange::between(main, observed.main.as_ref(), loaded_main);
+    let guard = TableChange::between(guard, observed.guard.as_ref(), loaded_guard);
+    // A table made anew is empty, whatever was in it.
+    let (no_vips, no_pods) = (BTreeMap::new(), BTreeSet::new());
+    let PodTables { vips, guarded } = &observed.pods;
+    let anew = (TableChange::replaces(main.as_ref()), TableChange::replaces(guard.as_ref()));
+    let pods = pod_changes(
+        desired.pods,
+        if anew.0 { &no_vips } else { vips },
+        if anew.1 { &no_pods } else { guarded },
+    );
+    let touched = pods.changed();
+
+    let mut steps = Vec::new();
+    let mut push = |main: Option<TableChange>, guard: Option<TableChange>, pods: PodChanges| {
+        if main.is_some() || guard.is_some() {
+            steps.push(Step::ChangeTables(TablesChange { main, guard }));
+        }
+        if !pods.is_empty() {
+            steps.push(Step::ChangePods(pods));
+        }
+    };
+    if anew == (true, true) {
+        let (of_main, of_guard) = pods.split();
+        push(None, guard, of_guard);
+        push(main, None, of_main);
+    } else {
+        push(main, guard, pods);
+    }
+    (steps, touched)
+}

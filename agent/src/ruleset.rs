@@ -1,0 +1,254 @@
+//! What the two nft tables contain: chains, rules, counters, declarations of maps.
+//!
+//! Pure. The *main* table decides per packet whether the VIP of its pod is on this node, and
+//! translates; the *guard* table, which nothing depends on, drops what would leave with another
+//! address. They are two so that a stranger who deletes or flushes either does not open a leak.
+//! Whatever changes with pods is in declared maps, which are filled natively (`kernel::elements`);
+//! what changes with VIPs or networks is in anonymous sets inside the rules, so a rule is right or
+//! wrong as a whole and can be compared by its tag.
+
+mod chains;
+mod parts;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use ipnet::IpNet;
+use nftables::stmt::Statement;
+use shared::{RouteId, Vip};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::routing::{Family, MarkMask};
+use parts::Part;
+
+/// What both tables are called; the family of both is `inet`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableNames {
+    /// The table that decides and translates.
+    pub main: String,
+    /// The table that drops what slipped through.
+    pub guard: String,
+}
+
+impl TableNames {
+    /// The main table by the name given, the guard's by the same name with `-guard`.
+    pub fn of(main: &str) -> Self {
+        Self { main: main.to_owned(), guard: format!("{main}-guard") }
+    }
+}
+
+/// The name of a declared map or set of pods.
+pub const fn pod_map(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "pod_vip4",
+        Family::V6 => "pod_vip6",
+    }
+}
+
+/// The name of the guard's set of mapped pods.
+pub const fn mapped_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "mapped4",
+        Family::V6 => "mapped6",
+    }
+}
+
+/// Counters of the main table, in packets that were dropped, and why.
+pub const MAIN_COUNTERS: [(&str, &str); 6] = [
+    ("vip_closed", "packets to a VIP that belong to no connection of a pod"),
+    ("invalid", "packets of mapped pods that connection tracking does not know what to do with"),
+    ("not_holder", "packets of mapped pods sent here for a VIP that is not on this node"),
+    ("held", "packets of mapped pods that have no usable VIP of the family"),
+    ("uplink", "packets of pods unknown here that another node sent here to be translated"),
+    ("stale", "packets of connections whose VIP is gone"),
+];
+
+/// Counters of the guard table, in packets that were dropped, and why.
+pub const GUARD_COUNTERS: [(&str, &str); 3] = [
+    ("guard", "packets that were neither leaving with a VIP of this node nor on the way to one"),
+    ("undecided", "packets of mapped pods that the main table did not decide about"),
+    ("unasked", "packets from outside to a mapped pod that no connection belongs to"),
+];
+
+/// The kind of a base chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookKind {
+    Filter,
+    Nat,
+}
+
+impl fmt::Display for HookKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Filter => "filter",
+            Self::Nat => "nat",
+        })
+    }
+}
+
+/// The netfilter hooks that we use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookPoint {
+    Prerouting,
+    Postrouting,
+}
+
+impl fmt::Display for HookPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Prerouting => "prerouting",
+            Self::Postrouting => "postrouting",
+        })
+    }
+}
+
+/// Where a base chain is hooked in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// What the chain may do.
+    pub kind: HookKind,
+    /// When it is asked.
+    pub point: HookPoint,
+    /// The netfilter priority: lower comes first.
+    pub priority: i32,
+}
+
+/// A rule: its statements, and how they read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The rule as nft prints and reads it, without its comment.
+    pub text: String,
+    /// Why it is there, and a digest of what it says. Two rules with the same comment are the same.
+    pub comment: String,
+    /// What is loaded.
+    pub statements: Vec<Statement<'static>>,
+}
+
+impl Rule {
+    fn new(why: &str, parts: impl IntoIterator<Item = Part>) -> Self {
+        let (texts, statements): (Vec<_>, Vec<_>) =
+            parts.into_iter().map(|part| (part.text, part.json)).unzip();
+        let text = texts.join(" ");
+        // 32 bits: two of our own rules in one place of one chain have to differ, no more.
+        let digest = xxh3_64(text.as_bytes()) & 0xffff_ffff;
+        Self { comment: format!("{why} #{digest:08x}"), text, statements }
+    }
+}
+
+/// A chain, hooked in or jumped to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chain {
+    /// `None` for a chain that others go to.
+    pub hook: Option<Hook>,
+    /// In order.
+    pub rules: Vec<Rule>,
+}
+
+/// What a table holds, but for the elements of its maps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Named counters.
+    pub counters: BTreeSet<&'static str>,
+    /// Declared maps (pod → VIP) and sets (pods), by name.
+    pub declared: BTreeMap<&'static str, Declared>,
+    /// Chains by name.
+    pub chains: BTreeMap<String, Chain>,
+}
+
+/// The type of a declared map or set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declared {
+    /// Addresses → addresses, of one family.
+    Map(Family),
+    /// Addresses of one family.
+    Set(Family),
+}
+
+/// What the rules depend on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// Which mark bits are ours.
+    pub mask: MarkMask,
+    /// Every accepted VIP.
+    pub vips: BTreeMap<Vip, RouteId>,
+    /// Those of `vips` that this node can send to when they are elsewhere.
+    pub reachable: BTreeSet<Vip>,
+    /// The interfaces over which other nodes send packets for a VIP that is here.
+    pub uplinks: BTreeSet<String>,
+    /// Where pods live. Disjoint.
+    pub pods: Vec<IpNet>,
+    /// Destinations that are reached as if this program did not exist. Disjoint.
+    pub internal: Vec<IpNet>,
+}
+
+/// Both tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ruleset {
+    /// Decides and translates.
+    pub main: Table,
+    /// Drops what slipped through.
+    pub guard: Table,
+}
+
+impl Ruleset {
+    /// The tables for `input`.
+    pub fn render(input: &Input) -> Self {
+        Self {
+            main: Table {
+                counters: MAIN_COUNTERS.iter().map(|(name, _)| *name).collect(),
+                declared: Family::ALL.map(|f| (pod_map(f), Declared::Map(f))).into(),
+                chains: chains::main(input),
+            },
+            guard: Table {
+                counters: GUARD_COUNTERS.iter().map(|(name, _)| *name).collect(),
+                declared: Family::ALL.map(|f| (mapped_set(f), Declared::Set(f))).into(),
+                chains: chains::guard(input),
+            },
+        }
+    }
+
+    /// Both tables as nft reads them.
+    pub fn as_nft<'a>(&'a self, names: &'a TableNames) -> impl fmt::Display + 'a {
+        fmt::from_fn(move |f| {
+            writeln!(f, "table inet {} {{\n{}}}", names.main, self.main)?;
+            writeln!(f, "table inet {} {{\n{}}}", names.guard, self.guard)
+        })
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for counter in &self.counters {
+            writeln!(f, "\tcounter {counter} {{ }}")?;
+        }
+        for (name, declared) in &self.declared {
+            match declared {
+                Declared::Map(family) => {
+                    let address = address_type(*family);
+                    writeln!(f, "\tmap {name} {{ type {address} : {address}; }}")?;
+                }
+                Declared::Set(family) => {
+                    writeln!(f, "\tset {name} {{ type {}; }}", address_type(*family))?;
+                }
+            }
+        }
+        for (name, Chain { hook, rules }) in &self.chains {
+            writeln!(f, "\tchain {name} {{")?;
+            if let Some(Hook { kind, point, priority }) = hook {
+                writeln!(f, "\t\ttype {kind} hook {point} priority {priority}; policy accept;")?;
+            }
+            for Rule { text, comment, .. } in rules {
+                writeln!(f, "\t\t{text} comment \"{comment}\"")?;
+            }
+            writeln!(f, "\t}}")?;
+        }
+        Ok(())
+    }
+}
+
+const fn address_type(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4_addr",
+        Family::V6 => "ipv6_addr",
+    }
+}

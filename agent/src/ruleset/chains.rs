@@ -1,0 +1,390 @@
+//! The chains of both tables, rule by rule. Order within a chain is part of the meaning.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use nftables::expr::FibFlag;
+use shared::{RouteId, Vip};
+
+use super::parts::{
+    Expr, Part, accept, address, choose, count, ct_direction, ct_mark, ct_original_saddr, daddr,
+    declared, drop, fib_type, goes_to, goto, icmp_type, iifname, is, is_not, is_not_zero, is_zero,
+    looked_up, map, masked, meta_mark, network, nexthop, nfproto, number, quoted, saddr, set,
+    snat_to, state_in, status_bit, tcp_syn_and_ack, word, write, write_bits,
+};
+use super::{Chain, Hook, HookKind, HookPoint, Input, Rule, mapped_set, pod_map};
+use crate::routing::Family;
+
+/// After connection tracking (-200), before anybody's DNAT (-100).
+const AFTER_CONNTRACK: i32 = -150;
+/// After DNAT, so that a Service's destination is the one that is really meant.
+const AFTER_DNAT: i32 = -99;
+/// Before `srcnat` (100), where CNIs masquerade: the first to translate a connection wins.
+const BEFORE_MASQUERADE: i32 = 90;
+/// After every translation: what is seen here is what leaves.
+const AFTER_SNAT: i32 = 150;
+
+fn base(kind: HookKind, point: HookPoint, priority: i32, rules: Vec<Rule>) -> Chain {
+    Chain { hook: Some(Hook { kind, point, priority }), rules }
+}
+
+fn plain(rules: Vec<Rule>) -> Chain {
+    Chain { hook: None, rules }
+}
+
+const fn suffixed(family: Family, v4: &'static str, v6: &'static str) -> &'static str {
+    match family {
+        Family::V4 => v4,
+        Family::V6 => v6,
+    }
+}
+
+/// An `Input` as seen by the rules of one family.
+struct View<'a> {
+    input: &'a Input,
+    family: Family,
+}
+
+impl View<'_> {
+    fn vips(&self) -> impl Iterator<Item = (Vip, RouteId)> {
+        let family = self.family;
+        let of_family = move |vip: &Vip| Family::of(vip.addr()) == family;
+        self.input.vips.iter().map(|(vip, id)| (*vip, *id)).filter(move |(vip, _)| of_family(vip))
+    }
+
+    /// `ip saddr { VIPs }` and the like; `None` when there is no VIP of the family.
+    fn is_vip(&self, field: Expr) -> Option<Part> {
+        let vips: Vec<_> = self.vips().map(|(vip, _)| address(vip)).collect();
+        (!vips.is_empty()).then(|| is(field, set(vips)))
+    }
+
+    /// `ip saddr vmap { VIP : goto PREFIX_ID, … }`.
+    fn by_vip(&self, prefix: &str, eligible: impl Fn(&Vip) -> bool) -> Option<Part> {
+        let entries: Vec<_> = self
+            .vips()
+            .filter(|(vip, _)| eligible(vip))
+            .map(|(vip, id)| (address(vip), goes_to(&format!("{prefix}_{id}"))))
+            .collect();
+        (!entries.is_empty()).then(|| choose(saddr(self.family), map(entries)))
+    }
+
+    fn networks(&self, of: &[IpNet]) -> Vec<Expr> {
+        of.iter().filter(|net| Family::of(net.addr()) == self.family).map(network).collect()
+    }
+
+    fn inside(&self, field: Expr) -> Part {
+        is(field, set(self.networks(&self.input.internal)))
+    }
+
+    fn outside(&self, field: Expr) -> Part {
+        is_not(field, set(self.networks(&self.input.internal)))
+    }
+
+    fn from_pod(&self) -> Option<Part> {
+        let pods = self.networks(&self.input.pods);
+        (!pods.is_empty()).then(|| is(saddr(self.family), set(pods)))
+    }
+
+    fn over_uplink(&self) -> Option<Part> {
+        let names: Vec<_> = self.input.uplinks.iter().map(|name| quoted(name)).collect();
+        (!names.is_empty()).then(|| is(iifname(), set(names)))
+    }
+}
+
+fn by_family(v4: &'static str, v6: &'static str) -> Part {
+    choose(nfproto(), map([(word("ipv4"), goes_to(v4)), (word("ipv6"), goes_to(v6))]))
+}
+
+/// A rule that stands only when every optional part of it has something to say.
+fn when<const N: usize>(why: &str, parts: [Option<Part>; N]) -> Option<Rule> {
+    let parts: Option<Vec<Part>> = parts.into_iter().collect();
+    parts.map(|parts| Rule::new(why, parts))
+}
+
+pub(super) fn main(input: &Input) -> BTreeMap<String, Chain> {
+    let views = Family::ALL.map(|family| View { input, family });
+    let mut chains = BTreeMap::new();
+    let closed = views.iter().flat_map(vip_closed).collect();
+    chains.insert(
+        "vip_in".into(),
+        base(HookKind::Filter, HookPoint::Prerouting, AFTER_CONNTRACK, closed),
+    );
+    chains.insert(
+        "classify".into(),
+        base(HookKind::Filter, HookPoint::Prerouting, AFTER_DNAT, classify(input)),
+    );
+    let mut translate =
+        vec![Rule::new("not ours", [is_zero(masked(meta_mark(), input.mask.mask())), accept()])];
+    translate.push(Rule::new("by family", [by_family("translate4", "translate6")]));
+    chains.insert(
+        "translate".into(),
+        base(HookKind::Nat, HookPoint::Postrouting, BEFORE_MASQUERADE, translate),
+    );
+    for view in &views {
+        let family = view.family;
+        let mut add = |v4, v6, rules| {
+            chains.insert(suffixed(family, v4, v6).to_owned(), plain(rules));
+        };
+        add("established4", "established6", established(view));
+        add("new4", "new6", new(view));
+        add("egress4", "egress6", egress(view));
+        add("translate4", "translate6", translation(view));
+    }
+    for (vip, id) in &input.vips {
+        chains.extend(decisions(input, *vip, *id));
+    }
+    chains
+}
+
+/// The holder's own ports are closed on the VIP, and strays of a connection that has just moved
+/// here are swallowed: an RST or an ICMP error from this node would end it.
+fn vip_closed(view: &View) -> Vec<Rule> {
+    let to_vip = || view.is_vip(daddr(view.family));
+    let mut rules = Vec::new();
+    if view.family == Family::V6 {
+        // Neighbour discovery is untracked, and a neighbour that checks an entry asks by unicast.
+        let discovery = ["nd-neighbor-solicit", "nd-neighbor-advert"].map(word);
+        rules.extend(when(
+            "neighbours may ask",
+            [to_vip(), Some(is(icmp_type(view.family), set(discovery))), Some(accept())],
+        ));
+    }
+    rules.extend(when(
+        "ports of a VIP are closed",
+        [
+            to_vip(),
+            Some(state_in(&["new", "invalid", "untracked"])),
+            Some(count("vip_closed")),
+            Some(drop()),
+        ],
+    ));
+    rules
+}
+
+fn classify(input: &Input) -> Vec<Rule> {
+    let mut rules =
+        vec![Rule::new("answers of pods", [is(ct_direction(), word("reply")), accept()])];
+    let bound: Vec<_> = input
+        .vips
+        .values()
+        .flat_map(|id| {
+            [
+                (number(input.mask.here(*id)), goes_to(&format!("mark_here_{id}"))),
+                (number(input.mask.away(*id)), goes_to(&format!("mark_away_{id}"))),
+            ]
+        })
+        .collect();
+    if !bound.is_empty() {
+        let decision = masked(ct_mark(), input.mask.mask());
+        rules.push(Rule::new("as the connection began", [choose(decision, map(bound))]));
+    }
+    rules.push(Rule::new(
+        "began before the mapping",
+        [state_in(&["established", "related"]), by_family("established4", "established6")],
+    ));
+    rules.push(Rule::new("by family", [by_family("new4", "new6")]));
+    rules
+}
+
+/// Connections without a decision: from before the pod was mapped (they end as they began), of
+/// unmapped pods, of the node; unless another node sent them here, or their VIP is gone.
+fn established(view: &View) -> Vec<Rule> {
+    let outside = || Some(view.outside(daddr(view.family)));
+    let marked = is_not_zero(masked(ct_mark(), view.input.mask.mask()));
+    [
+        when(
+            "sent here for a VIP",
+            [view.over_uplink(), view.from_pod(), outside(), Some(count("uplink")), Some(drop())],
+        ),
+        when(
+            "VIP is gone",
+            [Some(marked), view.from_pod(), outside(), Some(count("stale")), Some(drop())],
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn new(view: &View) -> Vec<Rule> {
+    let family = view.family;
+    let mut rules = vec![
+        Rule::new("inside the cluster", [view.inside(daddr(family)), accept()]),
+        Rule::new(
+            "to the node itself",
+            [
+                is(fib_type(FibFlag::Daddr), set(["local", "broadcast", "multicast"].map(word))),
+                accept(),
+            ],
+        ),
+        // The VIP goes into the packet, to ask the kernel whether that address is on this node.
+        Rule::new(
+            "mapped pods",
+            [
+                write(saddr(family), looked_up(saddr(family), declared(pod_map(family)))),
+                goto(suffixed(family, "egress4", "egress6")),
+            ],
+        ),
+    ];
+    rules.extend(when(
+        "sent here, pod unknown here",
+        [view.over_uplink(), view.from_pod(), Some(count("uplink")), Some(drop())],
+    ));
+    rules
+}
+
+/// From here on the source is the VIP, until `here_N` or `away_N` puts the pod's back.
+fn egress(view: &View) -> Vec<Rule> {
+    [
+        when(
+            "no translation without tracking",
+            [Some(state_in(&["invalid", "untracked"])), Some(count("invalid")), Some(drop())],
+        ),
+        when(
+            "VIP is here",
+            [Some(is(fib_type(FibFlag::Saddr), word("local"))), view.by_vip("here", |_| true)],
+        ),
+        when("VIP is not here", [view.over_uplink(), Some(count("not_holder")), Some(drop())]),
+        when("VIP is away", [view.by_vip("away", |vip| view.input.reachable.contains(vip))]),
+        when("no usable VIP", [Some(count("held")), Some(drop())]),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// A translation to the packet's own address takes the connection's slot, so that no masquerade
+/// after us changes the source on its way to the holder; `accept` would not do that.
+fn translation(view: &View) -> Vec<Rule> {
+    let Input { mask, .. } = view.input;
+    let family = view.family;
+    let mut rules = vec![Rule::new(
+        "the holder translates",
+        [is_not_zero(masked(meta_mark(), mask.away_bit())), snat_to(family, saddr(family))],
+    )];
+    let vips: Vec<_> = view.vips().map(|(vip, id)| (number(mask.here(id)), address(vip))).collect();
+    if !vips.is_empty() {
+        let vip = looked_up(masked(meta_mark(), mask.mask()), map(vips));
+        rules.push(Rule::new("with the VIP", [snat_to(family, vip)]));
+    }
+    rules
+}
+
+/// The four chains of a VIP: a decision is bound to the connection when it is made, and written
+/// into each of its packets.
+fn decisions(input: &Input, vip: Vip, id: RouteId) -> [(String, Chain); 4] {
+    let family = Family::of(vip.addr());
+    let mask = input.mask.mask();
+    let marking = |mark| {
+        plain(vec![Rule::new(&format!("VIP {vip}"), [write_bits(&meta_mark(), mask, mark)])])
+    };
+    let deciding = |mark, next: &str| {
+        plain(vec![
+            Rule::new("the pod again", [write(saddr(family), ct_original_saddr(family))]),
+            Rule::new(&format!("VIP {vip}"), [write_bits(&ct_mark(), mask, mark)]),
+            Rule::new("every packet", [goto(next)]),
+        ])
+    };
+    let (here, away) = (input.mask.here(id), input.mask.away(id));
+    [
+        (format!("here_{id}"), deciding(here, &format!("mark_here_{id}"))),
+        (format!("away_{id}"), deciding(away, &format!("mark_away_{id}"))),
+        (format!("mark_here_{id}"), marking(here)),
+        (format!("mark_away_{id}"), marking(away)),
+    ]
+}
+
+pub(super) fn guard(input: &Input) -> BTreeMap<String, Chain> {
+    let views = Family::ALL.map(|family| View { input, family });
+    let mask = input.mask.mask();
+    let mut rules = vec![
+        Rule::new("decided", [is_not_zero(masked(meta_mark(), mask)), goto("decided")]),
+        Rule::new("answers of pods", [is(ct_direction(), word("reply")), accept()]),
+    ];
+    let marks: Vec<_> = input
+        .vips
+        .values()
+        .flat_map(|id| [number(input.mask.here(*id)), number(input.mask.away(*id))])
+        .collect();
+    if !marks.is_empty() {
+        rules.push(Rule::new(
+            "ours, and nobody decided",
+            [is(masked(ct_mark(), mask), set(marks)), count("undecided"), drop()],
+        ));
+    }
+    rules.extend([
+        Rule::new("began before the mapping", [state_in(&["established", "related"]), accept()]),
+        Rule::new("by family", [by_family("undecided4", "undecided6")]),
+    ]);
+    let mut decided: Vec<_> = views.iter().flat_map(right_way).collect();
+    decided.push(Rule::new("any other address", [count("guard"), drop()]));
+    let mut chains = BTreeMap::from([
+        ("guard".to_owned(), base(HookKind::Filter, HookPoint::Postrouting, AFTER_SNAT, rules)),
+        ("decided".to_owned(), plain(decided)),
+    ]);
+    for view in &views {
+        let name = suffixed(view.family, "undecided4", "undecided6");
+        chains.insert(name.to_owned(), plain(undecided(view)));
+    }
+    chains
+}
+
+/// Either it leaves with a VIP that is on this node, or it is on its way to the holder untouched.
+fn right_way(view: &View) -> Vec<Rule> {
+    let family = view.family;
+    [
+        when(
+            "leaves with a VIP",
+            [
+                view.is_vip(saddr(family)),
+                Some(is(fib_type(FibFlag::Saddr), word("local"))),
+                Some(accept()),
+            ],
+        ),
+        when(
+            "to the holder",
+            [Some(is_zero(status_bit("snat"))), view.is_vip(nexthop(family)), Some(accept())],
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// New connections that the main table let pass. A packet dropped here does not become a
+/// connection, so none is made while the main table is missing.
+fn undecided(view: &View) -> Vec<Rule> {
+    let family = view.family;
+    let mapped = || declared(mapped_set(family));
+    let counted = || count("undecided");
+    vec![
+        Rule::new(
+            "a mapped pod's",
+            [
+                is(ct_original_saddr(family), mapped()),
+                view.outside(daddr(family)),
+                counted(),
+                drop(),
+            ],
+        ),
+        Rule::new(
+            "a mapped pod's, not tracked",
+            [
+                state_in(&["invalid", "untracked"]),
+                is(saddr(family), mapped()),
+                view.outside(daddr(family)),
+                counted(),
+                drop(),
+            ],
+        ),
+        // From outside to a mapped pod: only what begins a connection may. Anything else is an
+        // answer whose connection was flushed; were it tracked as a new one, the pod's packets
+        // would be its answers, and leave as they are.
+        Rule::new("not to a mapped pod", [is_not(daddr(family), mapped()), accept()]),
+        Rule::new("from inside", [view.inside(ct_original_saddr(family)), accept()]),
+        Rule::new("through a Service", [is_not_zero(status_bit("dnat")), accept()]),
+        Rule::new("opens a connection", [is(tcp_syn_and_ack(), word("syn")), accept()]),
+        Rule::new("pings", [is(icmp_type(family), word("echo-request")), accept()]),
+        Rule::new("an answer to nobody", [count("unasked"), drop()]),
+    ]
+}

@@ -1,0 +1,326 @@
+//! The words that rules are made of: each is nft's text and the `nftables` crate's value in one,
+//! so that what a person reads and what is loaded cannot differ.
+
+use std::fmt::Display;
+
+use ipnet::IpNet;
+use nftables::expr::{
+    BinaryOperation, CT, CTDir, Expression, Fib, FibFlag, FibResult, Map, Meta, MetaKey,
+    NamedExpression, Payload, PayloadField, Prefix, RT, RTFamily, RTKey, SetItem, Verdict,
+};
+use nftables::stmt::{
+    Counter, JumpTarget, Mangle, Match, NAT, NATFamily, Operator, Statement, VerdictMap,
+};
+
+use crate::routing::Family;
+
+/// Something that has a value for a packet.
+#[derive(Clone, Debug)]
+pub(super) struct Expr {
+    pub(super) text: String,
+    pub(super) json: Expression<'static>,
+}
+
+/// One statement of a rule.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) text: String,
+    pub(super) json: Statement<'static>,
+}
+
+fn named(text: impl Into<String>, json: NamedExpression<'static>) -> Expr {
+    Expr { text: text.into(), json: Expression::Named(json) }
+}
+
+const fn protocol(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+fn header(protocol: &'static str, field: &'static str) -> Expr {
+    named(
+        format!("{protocol} {field}"),
+        NamedExpression::Payload(Payload::PayloadField(PayloadField {
+            protocol: protocol.into(),
+            field: field.into(),
+        })),
+    )
+}
+
+pub(super) fn saddr(family: Family) -> Expr {
+    header(protocol(family), "saddr")
+}
+
+pub(super) fn daddr(family: Family) -> Expr {
+    header(protocol(family), "daddr")
+}
+
+pub(super) fn icmp_type(family: Family) -> Expr {
+    match family {
+        Family::V4 => header("icmp", "type"),
+        Family::V6 => header("icmpv6", "type"),
+    }
+}
+
+/// `tcp flags & (syn | ack)`: what tells a first segment (`syn` alone) from all others.
+pub(super) fn tcp_syn_and_ack() -> Expr {
+    let flags = header("tcp", "flags");
+    Expr {
+        text: format!("{} & (syn | ack)", flags.text),
+        json: binary(BinaryOperation::AND(
+            flags.json,
+            binary(BinaryOperation::OR(vec![word("syn").json, word("ack").json])),
+        )),
+    }
+}
+
+fn meta(key: MetaKey, text: &str) -> Expr {
+    named(text, NamedExpression::Meta(Meta { key }))
+}
+
+pub(super) fn meta_mark() -> Expr {
+    meta(MetaKey::Mark, "meta mark")
+}
+
+pub(super) fn nfproto() -> Expr {
+    meta(MetaKey::Nfproto, "meta nfproto")
+}
+
+pub(super) fn iifname() -> Expr {
+    meta(MetaKey::Iifname, "iifname")
+}
+
+fn ct(key: &'static str) -> Expr {
+    named(format!("ct {key}"), NamedExpression::CT(CT { key: key.into(), family: None, dir: None }))
+}
+
+pub(super) fn ct_mark() -> Expr {
+    ct("mark")
+}
+
+pub(super) fn ct_state() -> Expr {
+    ct("state")
+}
+
+pub(super) fn ct_direction() -> Expr {
+    ct("direction")
+}
+
+/// `ct original ip saddr`: who began the connection, before any translation.
+pub(super) fn ct_original_saddr(family: Family) -> Expr {
+    let key = match family {
+        Family::V4 => "ip saddr",
+        Family::V6 => "ip6 saddr",
+    };
+    named(
+        format!("ct original {key}"),
+        NamedExpression::CT(CT { key: key.into(), family: None, dir: Some(CTDir::Original) }),
+    )
+}
+
+/// `fib saddr type` or `fib daddr type`: what the routing tables call the address.
+pub(super) fn fib_type(flag: FibFlag) -> Expr {
+    let text = match flag {
+        FibFlag::Daddr => "fib daddr type",
+        _ => "fib saddr type",
+    };
+    named(
+        text,
+        NamedExpression::Fib(Fib { result: FibResult::Type, flags: [flag].into_iter().collect() }),
+    )
+}
+
+/// `rt ip nexthop`: the gateway that routing has chosen, or the destination where there is none.
+pub(super) fn nexthop(family: Family) -> Expr {
+    let (text, family) = match family {
+        Family::V4 => ("rt ip nexthop", RTFamily::IP),
+        Family::V6 => ("rt ip6 nexthop", RTFamily::IP6),
+    };
+    named(text, NamedExpression::RT(RT { key: RTKey::NextHop, family: Some(family) }))
+}
+
+fn binary(operation: BinaryOperation<'static>) -> Expression<'static> {
+    Expression::BinaryOperation(Box::new(operation))
+}
+
+pub(super) fn number(value: u32) -> Expr {
+    Expr { text: format!("{value:#010x}"), json: Expression::Number(value) }
+}
+
+pub(super) fn masked(expr: Expr, mask: u32) -> Expr {
+    Expr {
+        text: format!("{} & {mask:#010x}", expr.text),
+        json: binary(BinaryOperation::AND(expr.json, Expression::Number(mask))),
+    }
+}
+
+/// `EXPR & bit != 0` of a status word, by the bit's name.
+pub(super) fn status_bit(bit: &'static str) -> Expr {
+    let status = ct("status");
+    Expr {
+        text: format!("{} & {bit}", status.text),
+        json: binary(BinaryOperation::AND(status.json, word(bit).json)),
+    }
+}
+
+pub(super) fn word(text: impl Into<String>) -> Expr {
+    let text = text.into();
+    Expr { json: Expression::String(text.clone().into()), text }
+}
+
+/// A quoted word: interface names may contain what nft reads as operators.
+pub(super) fn quoted(text: &str) -> Expr {
+    Expr { text: format!("\"{text}\""), json: Expression::String(text.to_owned().into()) }
+}
+
+pub(super) fn address(address: impl Display) -> Expr {
+    word(address.to_string())
+}
+
+pub(super) fn network(net: &IpNet) -> Expr {
+    if net.prefix_len() == net.max_prefix_len() {
+        return address(net.addr());
+    }
+    named(
+        net.to_string(),
+        NamedExpression::Prefix(Prefix {
+            addr: Box::new(address(net.addr()).json),
+            len: net.prefix_len().into(),
+        }),
+    )
+}
+
+/// A declared set or map, by name.
+pub(super) fn declared(name: &str) -> Expr {
+    word(format!("@{name}"))
+}
+
+/// An anonymous set: it lives and dies with its rule, and nobody can change it.
+pub(super) fn set(elements: impl IntoIterator<Item = Expr>) -> Expr {
+    let (texts, items): (Vec<_>, Vec<_>) =
+        elements.into_iter().map(|e| (e.text, SetItem::Element(e.json))).unzip();
+    named(format!("{{ {} }}", texts.join(", ")), NamedExpression::Set(items))
+}
+
+/// An anonymous map: see [`set`].
+pub(super) fn map(entries: impl IntoIterator<Item = (Expr, Expr)>) -> Expr {
+    let (texts, items): (Vec<_>, Vec<_>) = entries
+        .into_iter()
+        .map(|(k, v)| (format!("{} : {}", k.text, v.text), SetItem::Mapping(k.json, v.json)))
+        .unzip();
+    named(format!("{{ {} }}", texts.join(", ")), NamedExpression::Set(items))
+}
+
+pub(super) fn looked_up(key: Expr, map: Expr) -> Expr {
+    named(
+        format!("{} map {}", key.text, map.text),
+        NamedExpression::Map(Box::new(Map { key: key.json, data: map.json })),
+    )
+}
+
+fn target(chain: &str) -> JumpTarget<'static> {
+    JumpTarget { target: chain.to_owned().into() }
+}
+
+/// A verdict as a map's value.
+pub(super) fn goes_to(chain: &str) -> Expr {
+    Expr { text: format!("goto {chain}"), json: Expression::Verdict(Verdict::Goto(target(chain))) }
+}
+
+fn compare(left: Expr, operator: Operator, sign: &str, right: Expr) -> Part {
+    Part {
+        text: format!("{} {sign}{}", left.text, right.text),
+        json: Statement::Match(Match { left: left.json, right: right.json, op: operator }),
+    }
+}
+
+pub(super) fn is(left: Expr, right: Expr) -> Part {
+    compare(left, Operator::EQ, "", right)
+}
+
+pub(super) fn is_not(left: Expr, right: Expr) -> Part {
+    compare(left, Operator::NEQ, "!= ", right)
+}
+
+pub(super) fn is_zero(left: Expr) -> Part {
+    compare(left, Operator::EQ, "== ", Expr { text: "0".into(), json: Expression::Number(0) })
+}
+
+pub(super) fn is_not_zero(left: Expr) -> Part {
+    is_not(left, Expr { text: "0".into(), json: Expression::Number(0) })
+}
+
+/// `ct state new,invalid`: one of the states.
+pub(super) fn state_in(states: &[&'static str]) -> Part {
+    let left = ct_state();
+    Part {
+        text: format!("{} {}", left.text, states.join(",")),
+        json: Statement::Match(Match {
+            left: left.json,
+            right: Expression::List(states.iter().map(|s| word(*s).json).collect()),
+            op: Operator::IN,
+        }),
+    }
+}
+
+pub(super) fn write(field: Expr, value: Expr) -> Part {
+    Part {
+        text: format!("{} set {}", field.text, value.text),
+        json: Statement::Mangle(Mangle { key: field.json, value: value.json }),
+    }
+}
+
+/// `FIELD set FIELD & ~mask | value`: other people's bits stay as they are.
+pub(super) fn write_bits(field: &Expr, mask: u32, value: u32) -> Part {
+    let kept = masked(field.clone(), !mask);
+    let bits = Expr {
+        text: format!("{} | {value:#010x}", kept.text),
+        json: binary(BinaryOperation::OR(vec![kept.json, Expression::Number(value)])),
+    };
+    write(field.clone(), bits)
+}
+
+pub(super) fn choose(key: Expr, verdicts: Expr) -> Part {
+    Part {
+        text: format!("{} vmap {}", key.text, verdicts.text),
+        json: Statement::VerdictMap(VerdictMap { key: key.json, data: verdicts.json }),
+    }
+}
+
+pub(super) fn snat_to(family: Family, address: Expr) -> Part {
+    let name = protocol(family);
+    let family = match family {
+        Family::V4 => NATFamily::IP,
+        Family::V6 => NATFamily::IP6,
+    };
+    Part {
+        text: format!("snat {name} to {}", address.text),
+        json: Statement::SNAT(Some(NAT {
+            addr: Some(address.json),
+            family: Some(family),
+            port: None,
+            flags: None,
+        })),
+    }
+}
+
+pub(super) fn count(counter: &'static str) -> Part {
+    Part {
+        text: format!("counter name \"{counter}\""),
+        json: Statement::Counter(Counter::Named(counter.into())),
+    }
+}
+
+pub(super) fn accept() -> Part {
+    Part { text: "accept".into(), json: Statement::Accept(None) }
+}
+
+pub(super) fn drop() -> Part {
+    Part { text: "drop".into(), json: Statement::Drop(None) }
+}
+
+pub(super) fn goto(chain: &str) -> Part {
+    Part { text: format!("goto {chain}"), json: Statement::Goto(target(chain)) }
+}

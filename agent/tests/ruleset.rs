@@ -1,0 +1,120 @@
+//! What rules say and what is loaded are the same, and nft accepts every change between two states.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use agent::kernel::nft::Nft;
+use agent::plan::{TableChange, TablesChange};
+use agent::routing::MarkMask;
+use agent::ruleset::{Input, Ruleset, TableNames};
+
+fn in_new_netns<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+            .expect("these tests need root: they make network namespaces");
+        body()
+    });
+    match thread.join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+fn nft(args: &[&str], input: &str) -> String {
+    let mut child = Command::new("nft")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("nft is installed");
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "nft {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn input(vips: &[(&str, u32)]) -> Input {
+    let vips: BTreeMap<_, _> =
+        vips.iter().map(|(vip, id)| (vip.parse().unwrap(), (*id).try_into().unwrap())).collect();
+    let nets = |texts: &[&str]| texts.iter().map(|net| net.parse().unwrap()).collect();
+    Input {
+        mask: MarkMask::default(),
+        reachable: vips.keys().copied().collect(),
+        vips,
+        uplinks: BTreeSet::from(["eth0".to_owned(), "bond0.12".to_owned()]),
+        pods: nets(&["10.244.0.0/16", "fd00:244::/56"]),
+        internal: nets(&[
+            "10.96.0.0/12",
+            "10.244.0.0/16",
+            "127.0.0.0/8",
+            "192.168.122.11/32",
+            "224.0.0.0/3",
+            "fd00:244::/56",
+            "fe80::/10",
+            "ff00::/8",
+            "::1/128",
+        ]),
+    }
+}
+
+fn names() -> TableNames {
+    TableNames::of("egress")
+}
+
+fn load(change: &TablesChange) {
+    block_on(Nft::new("nft", names()).change(change)).unwrap();
+}
+
+fn anew(ruleset: &Ruleset) -> TablesChange {
+    TablesChange {
+        main: Some(TableChange::Replace(ruleset.main.clone())),
+        guard: Some(TableChange::Replace(ruleset.guard.clone())),
+    }
+}
+
+#[test]
+fn what_rules_say_is_what_is_loaded() {
+    for vips in [
+        &[][..],
+        &[("192.168.122.222", 64)],
+        &[
+            ("192.168.122.222", 64),
+            ("192.168.122.9", 252),
+            ("fd00:122::de", 1),
+            ("fd00:122::df", 2),
+        ],
+    ] {
+        let ruleset = Ruleset::render(&input(vips));
+        let text = ruleset.as_nft(&names()).to_string();
+        let as_text = in_new_netns(move || {
+            nft(&["-f", "-"], &text);
+            nft(&["list", "ruleset"], "")
+        });
+        let as_json = in_new_netns(move || {
+            load(&anew(&ruleset));
+            nft(&["list", "ruleset"], "")
+        });
+        pretty_assertions(&sorted(&as_text), &sorted(&as_json));
+    }
+}
+
+/// Chains in the order of their names: the kernel lists them in the order of their making.
+fn sorted(listing: &str) -> Vec<String> {
+    let mut blocks: Vec<String> =
+        listing.split("\n\n").map(|block| block.trim_matches(['\n', '}']).to_owned()).collect();
+    blocks.sort();
+    blocks
+}
+
+fn pretty_assertions(left: &[String], right: &[String]) {
+    for (l, r) in left.iter().zip(right) {
+        assert_eq!(l, r, "\n--- text:\n{l}\n--- loaded:\n{r}");
+    }
+    assert_eq!(left.len(), right.len());
+}
