@@ -6,6 +6,7 @@ pub mod mappings;
 pub mod networks;
 pub mod pod_ip;
 pub mod route_id;
+pub mod telemetry;
 pub mod vip;
 
 pub use config_map::Rejected;

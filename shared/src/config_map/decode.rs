@@ -40,7 +40,10 @@ pub(crate) fn route_id_entries<'a>(
         match vip_key(key) {
             Err(reason) => spelled.reject(key, value, reason),
             Ok(vip) => match value.trim().parse() {
-                Ok(id) => spelled.add(vip, vip.addr(), key, value, id),
+                Ok(meaning) => {
+                    let spelling = Spelling { key, value, meaning, named: false };
+                    spelled.add(vip, vip.addr(), spelling);
+                }
                 Err(_) => spelled.reject(key, value, Reason::NoRouteId),
             },
         }
@@ -58,11 +61,13 @@ pub fn decode_pods(
         match pod_key(key) {
             Err(reason) => spelled.reject(key, value, reason),
             Ok(pod) => {
-                let vip = pod_value(pod, value).unwrap_or_else(|reason| {
+                let vip = pod_value(pod, value);
+                let named = vip.is_err();
+                let meaning = vip.unwrap_or_else(|reason| {
                     spelled.reject(key, value, reason);
                     None
                 });
-                spelled.add(pod, pod.addr(), key, value, vip);
+                spelled.add(pod, pod.addr(), Spelling { key, value, meaning, named });
             }
         }
     }
@@ -166,6 +171,8 @@ struct Spelling<'a, T> {
     key: &'a str,
     value: &'a str,
     meaning: T,
+    /// Whether it is among the rejected already.
+    named: bool,
 }
 
 impl<'a, A: Ord, T: PartialEq> Spelled<'a, A, T> {
@@ -178,17 +185,19 @@ impl<'a, A: Ord, T: PartialEq> Spelled<'a, A, T> {
     }
 
     /// Keys come in ascending order.
-    fn add(&mut self, address: A, addr: IpAddr, key: &'a str, value: &'a str, meaning: T) {
-        let spelling = Spelling { key, value, meaning };
+    fn add(&mut self, address: A, addr: IpAddr, spelling: Spelling<'a, T>) {
         match self.entries.entry(address) {
             Entry::Vacant(vacant) => {
                 vacant.insert(spelling);
             }
             Entry::Occupied(mut present) => {
-                let loser =
-                    if self::key(addr) == key { present.insert(spelling) } else { spelling };
+                let loser = if self::key(addr) == spelling.key {
+                    present.insert(spelling)
+                } else {
+                    spelling
+                };
                 let winner = present.get();
-                if winner.meaning != loser.meaning {
+                if winner.meaning != loser.meaning && !loser.named {
                     let reason = Reason::Contradicted {
                         object: self.object.to_owned(),
                         key: winner.key.to_owned(),

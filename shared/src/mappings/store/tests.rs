@@ -1,1 +1,358 @@
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
 
+use super::*;
+use crate::Vip;
+use crate::config_map::{NETWORKS, PODS, ROUTE_IDS, Reason, decode_pods, decode_route_ids};
+
+type Data = BTreeMap<String, String>;
+
+fn data(entries: &[(&str, &str)]) -> Data {
+    entries.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+fn whole(object: &str, entries: &[(&str, &str)]) -> Change {
+    Change { object: object.to_owned(), content: Content::Whole(data(entries)) }
+}
+
+fn key(object: &str, key: &str, value: Option<&str>) -> Change {
+    let keys = vec![(key.to_owned(), value.map(str::to_owned))];
+    Change { object: object.to_owned(), content: Content::Keys(keys) }
+}
+
+fn missing(object: &str) -> Change {
+    Change { object: object.to_owned(), content: Content::Missing }
+}
+
+fn store(changes: impl IntoIterator<Item = Change>) -> MappingsStore {
+    let mut store = MappingsStore::default();
+    for change in changes {
+        store.apply(change);
+    }
+    store
+}
+
+fn pods(store: &MappingsStore) -> Vec<String> {
+    let text = |(pod, vip): (&PodIp, &Option<Vip>)| match vip {
+        Some(vip) => format!("{pod} {vip}"),
+        None => format!("{pod} held"),
+    };
+    store.mappings.pods().iter().map(text).collect()
+}
+
+fn rejected(store: &MappingsStore) -> Vec<String> {
+    store.rejected().iter().map(ToString::to_string).collect()
+}
+
+fn any_object() -> impl Strategy<Value = String> {
+    prop_oneof![
+        2 => Just(ROUTE_IDS),
+        2 => Just(NETWORKS),
+        3 => Just(PODS),
+        3 => Just("podip-vip-mappings-a"),
+        3 => Just("podip-vip-mappings-b"),
+        1 => Just("vip-configmap"),
+        1 => Just("podip-vip-mappings-"),
+    ]
+    .prop_map(str::to_owned)
+}
+
+/// Few enough that entries of different objects meet each other.
+fn any_key() -> impl Strategy<Value = String> {
+    prop_oneof![
+        4 => "10\\.0\\.0\\.[1-4]",
+        4 => "(fd|FD)00-(0-|-)-[1-2]",
+        3 => "pod-subnets|service-subnets|node-addresses",
+        1 => "junk[12]",
+    ]
+}
+
+fn any_value() -> impl Strategy<Value = String> {
+    prop_oneof![
+        4 => "10\\.0\\.0\\.[1-4]",
+        2 => "fd00::[1-2]",
+        3 => "[1-3]",
+        1 => "10\\.0\\.0\\.[0-4]/(30|31),fd00::[12]",
+        1 => Just(String::new()),
+        1 => "garbage[12]",
+    ]
+}
+
+fn any_change() -> impl Strategy<Value = Change> {
+    let content = prop_oneof![
+        3 => btree_map(any_key(), any_value(), 0..8).prop_map(Content::Whole),
+        5 => vec((any_key(), proptest::option::weighted(0.7, any_value())), 0..4)
+            .prop_map(Content::Keys),
+        1 => Just(Content::Missing),
+    ];
+    (any_object(), content).prop_map(|(object, content)| Change { object, content })
+}
+
+/// What the latest content of each object is, found in the plainest way.
+#[derive(Default)]
+struct Latest {
+    objects: BTreeMap<String, Data>,
+    read: BTreeSet<String>,
+    missing: BTreeSet<String>,
+}
+
+impl Latest {
+    fn apply(&mut self, change: Change) {
+        let Change { object, content } = change;
+        if Object::of_name(&object).is_none() {
+            return;
+        }
+        if content == Content::Missing {
+            if self.read.contains(&object) {
+                self.missing.insert(object);
+            }
+            return;
+        }
+        self.missing.remove(&object);
+        match content {
+            Content::Whole(data) => {
+                self.read.insert(object.clone());
+                self.objects.insert(object, data);
+            }
+            Content::Keys(keys) => {
+                let data = self.objects.entry(object).or_default();
+                for (key, value) in keys {
+                    data.remove(&key);
+                    data.extend(value.map(|value| (key, value)));
+                }
+            }
+            Content::Missing => {}
+        }
+    }
+
+    fn of(&self, object: &str) -> Data {
+        self.objects.get(object).cloned().unwrap_or_default()
+    }
+
+    /// The objects with pods, the one that wins first.
+    fn pod_objects(&self) -> Vec<&String> {
+        let of_pods = |name: &&String| name.starts_with(PODS);
+        let mut names: Vec<_> = self.objects.keys().filter(of_pods).collect();
+        names.sort_by_key(|name| (name.as_str() == PODS, *name));
+        names
+    }
+
+    fn mappings(&self) -> Mappings {
+        let vips = decode_route_ids(ROUTE_IDS, &self.of(ROUTE_IDS)).entries;
+        let networks = decode_networks(NETWORKS, &self.of(NETWORKS)).entries;
+        Mappings::new(vips, self.claimed(), networks).0
+    }
+
+    fn claimed(&self) -> BTreeMap<PodIp, Option<Vip>> {
+        let mut pods = BTreeMap::new();
+        for name in self.pod_objects() {
+            for (pod, vip) in decode_pods(name, &self.of(name)).entries {
+                pods.entry(pod).or_insert(vip);
+            }
+        }
+        pods
+    }
+
+    /// Object and key of every entry with a pod that does not count as it was meant.
+    fn rejected_pods(&self) -> BTreeSet<(String, String)> {
+        let (claimed, mappings) = (self.claimed(), self.mappings());
+        let mut rejected = BTreeSet::new();
+        for name in self.pod_objects() {
+            for (key, value) in self.of(name) {
+                let fine = config_map::pod_key(&key).ok().is_some_and(|pod| {
+                    mappings.pods().contains_key(&pod)
+                        && config_map::pod_value(pod, &value).is_ok_and(|vip| vip == claimed[&pod])
+                });
+                if !fine {
+                    rejected.insert((name.clone(), key));
+                }
+            }
+        }
+        rejected
+    }
+
+    fn store(&self) -> MappingsStore {
+        let mut store = MappingsStore::default();
+        for (object, data) in &self.objects {
+            let content = Content::Whole(data.clone());
+            store.apply(Change { object: object.clone(), content });
+        }
+        store
+    }
+}
+
+fn check_guarantees(mappings: &Mappings) -> Result<(), TestCaseError> {
+    let Mappings { vips, pods, networks } = mappings;
+    let ids: BTreeSet<_> = vips.values().collect();
+    prop_assert_eq!(ids.len(), vips.len());
+    let nodes = networks.node_addresses();
+    for vip in vips.keys() {
+        let subnets = networks.pod_subnets().iter().chain(networks.service_subnets());
+        prop_assert!(!subnets.into_iter().any(|net| net.contains(&vip.addr())));
+        prop_assert!(!nodes.contains(&vip.addr()));
+    }
+    for (pod, vip) in pods {
+        prop_assert!(!nodes.contains(&pod.addr()));
+        prop_assert!(!vips.keys().any(|vip| vip.addr() == pod.addr()));
+        prop_assert!(vip.is_none_or(|vip| vip.is_ipv4() == pod.is_ipv4()));
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn changes_one_by_one_amount_to_what_the_objects_say_in_the_end(
+        changes in vec(any_change(), 0..16)
+    ) {
+        let (mut store, mut latest) = (MappingsStore::default(), Latest::default());
+        for change in changes {
+            let before = store.mappings.clone();
+            let effect = store.apply(change.clone());
+            latest.apply(change);
+
+            prop_assert_eq!(&store.mappings, &latest.mappings());
+            check_guarantees(&store.mappings)?;
+
+            let rebuilt = latest.store();
+            prop_assert_eq!(&store.mappings, &rebuilt.mappings);
+            prop_assert_eq!(store.rejected(), rebuilt.rejected());
+            let named: Vec<_> = store.rejected().into_iter()
+                .filter(|rejected| rejected.object.starts_with(PODS))
+                .map(|rejected| (rejected.object, rejected.key))
+                .collect();
+            prop_assert_eq!(named, latest.rejected_pods().into_iter().collect::<Vec<_>>());
+            prop_assert!(store.missing().eq(latest.missing.iter()));
+
+            let after = &store.mappings;
+            prop_assert_eq!(effect.vips, before.vips != after.vips);
+            prop_assert_eq!(effect.networks, before.networks != after.networks);
+            let either: BTreeSet<PodIp> = before.pods.keys().chain(after.pods.keys()).copied().collect();
+            let changed = |pod: &PodIp| before.pods.get(pod) != after.pods.get(pod);
+            prop_assert_eq!(effect.pods, either.into_iter().filter(changed).collect::<BTreeSet<_>>());
+        }
+    }
+}
+
+#[test]
+fn there_are_no_mappings_before_everything_was_read_once() {
+    let mut store =
+        store([key(PODS, "10.0.0.1", Some("")), whole(NETWORKS, &[]), missing(ROUTE_IDS)]);
+    assert_eq!(
+        store.mappings().unwrap_err().to_string(),
+        "cannot set up mappings before vip-routeid-mappings, podip-vip-mappings or \
+         podip-vip-mappings-<node> was read; create it, it may be empty"
+    );
+    store.apply(whole("podip-vip-mappings-a", &[]));
+    assert_eq!(store.mappings().unwrap_err().objects, [ROUTE_IDS]);
+    store.apply(whole(ROUTE_IDS, &[]));
+    assert_eq!(pods(&store), ["10.0.0.1 held"]);
+    assert!(store.mappings().is_ok());
+}
+
+#[test]
+fn a_missing_object_is_named_and_keeps_its_last_entries() {
+    let entries = [("10.0.0.1", "192.168.0.1")];
+    let mut store = store([whole("podip-vip-mappings-a", &entries), whole(ROUTE_IDS, &[])]);
+    assert_eq!(store.apply(missing("podip-vip-mappings-a")), Effect::default());
+    store.apply(missing(ROUTE_IDS));
+    store.apply(missing(PODS));
+    assert_eq!(pods(&store), ["10.0.0.1 192.168.0.1"]);
+    assert_eq!(store.missing().collect::<Vec<_>>(), ["podip-vip-mappings-a", ROUTE_IDS]);
+
+    store.apply(whole("podip-vip-mappings-a", &[]));
+    assert_eq!(pods(&store), [""; 0]);
+    assert_eq!(store.missing().collect::<Vec<_>>(), [ROUTE_IDS]);
+}
+
+#[test]
+fn the_objects_of_nodes_beat_that_of_the_cluster_and_the_lower_name_beats_the_higher() {
+    let mut store = store([
+        whole(PODS, &[("10.0.0.1", "192.168.0.1"), ("10.0.0.2", "192.168.0.2")]),
+        whole("podip-vip-mappings-b", &[("10.0.0.1", "192.168.0.2")]),
+        whole(
+            "podip-vip-mappings-a",
+            &[("10.0.0.1", "192.168.0.3"), ("10.0.0.2", "192.168.0.2\n")],
+        ),
+    ]);
+    assert_eq!(pods(&store), ["10.0.0.1 192.168.0.3", "10.0.0.2 192.168.0.2"]);
+    let winner = "the same address has another value in podip-vip-mappings-a under key \"10.0.0.1\", \
+                  which counts; remove one of the two";
+    assert_eq!(
+        rejected(&store),
+        [
+            format!("podip-vip-mappings, key \"10.0.0.1\", value \"192.168.0.1\": {winner}"),
+            format!("podip-vip-mappings-b, key \"10.0.0.1\", value \"192.168.0.2\": {winner}"),
+        ]
+    );
+
+    store.apply(key("podip-vip-mappings-a", "10.0.0.1", None));
+    store.apply(key(PODS, "10.0.0.1", None));
+    assert_eq!(pods(&store), ["10.0.0.1 192.168.0.2", "10.0.0.2 192.168.0.2"]);
+    assert_eq!(rejected(&store), [""; 0]);
+}
+
+#[test]
+fn a_bad_value_holds_the_pod_whatever_other_objects_say() {
+    let store = store([
+        whole(PODS, &[("10.0.0.1", "192.168.0.1")]),
+        whole("podip-vip-mappings-a", &[("10.0.0.1", "oops")]),
+    ]);
+    assert_eq!(pods(&store), ["10.0.0.1 held"]);
+    let reasons: Vec<Reason> = store.rejected().into_iter().map(|entry| entry.reason).collect();
+    assert!(matches!(reasons[..], [Reason::Contradicted { .. }, Reason::NoVip(_)]));
+}
+
+#[test]
+fn pods_and_vips_come_back_when_the_entry_in_their_way_goes() {
+    let mut store = store([
+        whole(ROUTE_IDS, &[("192.168.0.1", "7"), ("192.168.0.2", "7"), ("192.168.0.9", "8")]),
+        whole(NETWORKS, &[("node-addresses", "192.168.0.9")]),
+        whole(PODS, &[("10.0.0.1", "192.168.0.2"), ("192.168.0.1", ""), ("192.168.0.9", "")]),
+    ]);
+    assert_eq!(pods(&store), ["10.0.0.1 192.168.0.2"]);
+    assert_eq!(
+        rejected(&store),
+        [
+            "podip-vip-mappings, key \"192.168.0.1\", value \"\": pod IP 192.168.0.1 is itself a \
+             VIP; remove the one or the other",
+            "podip-vip-mappings, key \"192.168.0.9\", value \"\": pod IP 192.168.0.9 is the address \
+             of a node; map only pods that have their own address",
+            "vip-routeid-mappings, key \"192.168.0.2\", value \"7\": route id 7 of VIP 192.168.0.2 \
+             belongs to VIP 192.168.0.1; give it a free one",
+            "vip-routeid-mappings, key \"192.168.0.9\", value \"8\": VIP 192.168.0.9 is the address \
+             of a node; choose an address that no host has",
+        ]
+    );
+    let problems: Vec<String> =
+        store.mappings().unwrap().problems().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        [
+            "VIP 192.168.0.2 has no route id, so external traffic is dropped for 10.0.0.1; give the VIP \
+          a route id or map the pods to another VIP"
+        ]
+    );
+
+    let effect = store.apply(key(ROUTE_IDS, "192.168.0.1", None));
+    assert_eq!(pods(&store), ["10.0.0.1 192.168.0.2", "192.168.0.1 held"]);
+    assert_eq!(effect.pods, ["192.168.0.1".parse().unwrap()].into());
+    assert!(effect.vips && !effect.networks);
+    assert_eq!(store.mappings().unwrap().problems(), []);
+
+    store.apply(whole(NETWORKS, &[]));
+    assert_eq!(
+        pods(&store),
+        ["10.0.0.1 192.168.0.2", "192.168.0.1 held"],
+        "192.168.0.9 is a VIP now"
+    );
+}
+
+#[test]
+fn objects_of_others_are_ignored() {
+    let entries = [("10.0.0.1", "192.168.0.1")];
+    let names = ["vip-configmap", "vip-candidates", "egress-node-a", "podip-vip-mappings-", "x"];
+    let store = store(names.map(|name| whole(name, &entries)));
+    assert_eq!((pods(&store), rejected(&store), store.missing().count()), (vec![], vec![], 0));
+}
