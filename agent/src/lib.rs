@@ -1,10 +1,12 @@
 //! The agent: programs a node's kernel so that mapped pods leave with their VIP, or not at all.
 
+pub mod cli;
 pub mod desired;
 pub mod kernel;
 pub mod kernel_state;
 pub mod node_facts;
 pub mod plan;
 pub mod pod_tables;
+pub mod report;
 pub mod routing;
 pub mod ruleset;

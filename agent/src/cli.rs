@@ -1,0 +1,174 @@
+//! The command line: flags, their defaults, and what they have to mean before any work begins.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, ValueEnum};
+use shared::telemetry::LogFormat;
+
+use crate::desired::Settings;
+use crate::routing::ownership::{DEFAULT_PROTOCOL, DEFAULT_RULE_BASE, DEFAULT_TABLE_BASE};
+use crate::routing::{InvalidOwnership, MarkMask, Ownership};
+use crate::ruleset::TableNames;
+
+/// Programs this node's kernel so that mapped pods leave with their VIP, or not at all.
+///
+/// Runs until SIGTERM and leaves the rules in place: they work without it.
+#[derive(Debug, Parser)]
+#[command(name = "agent", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub action: Action,
+    #[command(flatten)]
+    pub run: Run,
+    #[command(flatten)]
+    pub kernel: Kernel,
+    /// How logs are written to standard error; EGRESS_LOG or RUST_LOG filter them.
+    #[arg(long, value_name = "text|json", default_value = "text", env = "EGRESS_LOG_FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// What to do instead of running.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct Action {
+    /// Print what this node's kernel holds of ours, and for whom; needs no running agent.
+    #[arg(long)]
+    pub dump_rules: bool,
+    /// Remove everything of ours from this node, and nothing of others.
+    #[arg(long)]
+    pub cleanup: bool,
+}
+
+/// How to run.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Where mappings come from: one sub-directory per ConfigMap, one file per key.
+    #[arg(long, value_name = "DIR", env = "EGRESS_MAPPINGS_DIR")]
+    pub mappings_dir: Option<PathBuf>,
+    /// The name of this node, for logs and metrics; by default the host's name.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: Option<String>,
+    /// How often the whole kernel state is looked at, without any notice: seconds, as 5 or 5s.
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds, env = "UPDATE_INTERVAL")]
+    pub update_interval: Duration,
+    /// Where /healthz, /readyz and /metrics are served.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:9797", env = "EGRESS_LISTEN")]
+    pub listen: SocketAddr,
+    /// How --dump-rules prints.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// Which things of the kernel's are ours. Changing one needs a --cleanup with the old value first.
+#[derive(Debug, Args)]
+pub struct Kernel {
+    /// The uplink of every VIP; by default the interface with the route to the VIP's subnet.
+    #[arg(long, value_name = "IF", env = "INTERFACE_NAME")]
+    pub interface: Option<String>,
+    /// The main nft table (family inet); the guard table is called the same with -guard.
+    #[arg(long, value_name = "NAME", default_value = "egress", value_parser = table_name)]
+    pub nft_table: String,
+    /// The nft program.
+    #[arg(long, value_name = "PROGRAM", default_value = "nft")]
+    pub nft: String,
+    /// The mark bits that are ours: eight in a row for the route id, and one more.
+    #[arg(long, value_name = "MASK", default_value_t = MarkMask::default())]
+    pub mark_mask: MarkMask,
+    /// Priorities of policy rules are this number plus the route id.
+    #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_RULE_BASE)]
+    pub rule_base: u32,
+    /// Routing tables are this number plus the route id.
+    #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_TABLE_BASE)]
+    pub table_base: u32,
+    /// The protocol number that rules and routes of ours carry.
+    #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_PROTOCOL)]
+    pub route_protocol: u8,
+}
+
+/// How `--dump-rules` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For a person.
+    Text,
+    /// For a program: one object.
+    Json,
+}
+
+impl Kernel {
+    /// What the flags mean; an error when numbers clash with the kernel's own.
+    pub fn settings(&self) -> Result<Settings, InvalidOwnership> {
+        Ok(Settings {
+            ownership: Ownership::new(
+                self.route_protocol,
+                self.rule_base,
+                self.table_base,
+                self.mark_mask,
+            )?,
+            interface: self.interface.clone(),
+        })
+    }
+
+    /// What both tables are called.
+    pub fn tables(&self) -> TableNames {
+        TableNames::of(&self.nft_table)
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').unwrap_or(text);
+    match number.parse::<u32>() {
+        Ok(seconds @ 1..=3600) => Ok(Duration::from_secs(seconds.into())),
+        _ => Err("use whole seconds from 1 to 3600, such as 5 or 5s".to_owned()),
+    }
+}
+
+/// nft's own rule for identifiers, less the slash and the backslash that it would accept.
+fn table_name(text: &str) -> Result<String, String> {
+    let mut characters = text.chars();
+    let valid = characters.next().is_some_and(|first| first.is_ascii_alphabetic())
+        && characters.all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+        && text.len() <= 64;
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err("use a letter, then letters, digits, '_', '-' or '.', at most 64 in all".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_makes_sense() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[rstest]
+    #[case("5", Some(5))]
+    #[case("5s", Some(5))]
+    #[case("3600", Some(3600))]
+    #[case("0", None)]
+    #[case("1m", None)]
+    #[case("-1", None)]
+    #[case("", None)]
+    fn an_interval_is_seconds_as_text(#[case] text: &str, #[case] expected: Option<u64>) {
+        assert_eq!(seconds(text).ok(), expected.map(Duration::from_secs));
+    }
+
+    #[rstest]
+    #[case("egress", true)]
+    #[case("e.1-x_Y", true)]
+    #[case("1egress", false)]
+    #[case("e gress", false)]
+    #[case("e;flush", false)]
+    #[case("", false)]
+    fn a_table_name_is_an_identifier_of_nft(#[case] text: &str, #[case] valid: bool) {
+        assert_eq!(table_name(text).is_ok(), valid);
+    }
+}

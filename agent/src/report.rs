@@ -1,0 +1,282 @@
+//! What `--dump-rules` says: the kernel's state, put together again by VIP, for a person or a
+//! program.
+//!
+//! Pure: from what was seen to what is worth knowing. Nothing of it comes from mappings, so it is
+//! the truth of the node even when the agent does not run.
+
+mod text;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use shared::{PodIp, RouteId, Vip};
+
+use crate::kernel_state::{Observed, SeenTable};
+use crate::node_facts::NodeFacts;
+use crate::routing::{Family, Ownership};
+use crate::ruleset::{GUARD_COUNTERS, MAIN_COUNTERS, TableNames};
+
+/// The whole of it.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The tables that there should be, and whether they are.
+    pub tables: Vec<TableReport>,
+    /// By VIP, ascending.
+    pub vips: Vec<VipReport>,
+    /// Pods whose external traffic is dropped because they have no VIP of the family.
+    pub held: Vec<String>,
+    /// Packets dropped since the tables were made.
+    pub dropped: Vec<CounterReport>,
+    /// What is missing or strange; empty on a healthy node.
+    pub notes: Vec<String>,
+}
+
+/// A table of ours.
+#[derive(Debug, Serialize)]
+pub struct TableReport {
+    /// Its name; the family is `inet`.
+    pub name: String,
+    /// It exists.
+    pub present: bool,
+    /// How many chains it has.
+    pub chains: usize,
+}
+
+/// What is there for a VIP.
+#[derive(Debug, Serialize)]
+pub struct VipReport {
+    /// The address.
+    pub vip: String,
+    /// Its route id; `null` for an address that pods are mapped to and that is no VIP here.
+    pub route_id: Option<u8>,
+    /// Whether it is an address of this node.
+    pub here: bool,
+    /// The routing table that leads to its holder.
+    pub table: Option<u32>,
+    /// Policy rules, as `ip rule` prints them.
+    pub rules: Vec<String>,
+    /// Routes, as `ip route` prints them.
+    pub routes: Vec<String>,
+    /// Pods that leave with it.
+    pub pods: Vec<String>,
+}
+
+/// A counter of dropped packets.
+#[derive(Debug, Serialize)]
+pub struct CounterReport {
+    /// The table it is in.
+    pub table: String,
+    /// Its name there.
+    pub name: String,
+    /// What it counts.
+    pub what: &'static str,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Settings of the kernel that decide whether traffic can flow at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Switches {
+    /// `net.ipv4.ip_forward`.
+    pub forwards_v4: bool,
+    /// `net.ipv6.conf.all.forwarding`.
+    pub forwards_v6: bool,
+    /// `net.netfilter.nf_conntrack_tcp_loose`; `None` when connection tracking is not loaded.
+    pub tcp_loose: Option<bool>,
+}
+
+/// Puts together what was seen.
+pub fn report(
+    observed: &Observed,
+    facts: &NodeFacts,
+    switches: &Switches,
+    names: &TableNames,
+    ownership: &Ownership,
+) -> Report {
+    let ids = route_ids(observed);
+    let mut pods: BTreeMap<Vip, Vec<String>> = BTreeMap::new();
+    let mut held = Vec::new();
+    for (pod, vip) in &observed.pods.vips {
+        match vip {
+            Some(vip) => pods.entry(*vip).or_default().push(pod.to_string()),
+            None => held.push(pod.to_string()),
+        }
+    }
+    let every_vip: BTreeSet<Vip> = ids.keys().chain(pods.keys()).copied().collect();
+    let vips: Vec<_> = every_vip
+        .into_iter()
+        .map(|vip| {
+            let id = ids.get(&vip).copied();
+            let table = id.map(|id| ownership.table(id));
+            let of_table = |wanted: u32| Some(wanted) == table;
+            let family = Family::of(vip.addr());
+            VipReport {
+                vip: vip.to_string(),
+                route_id: id.map(RouteId::number),
+                here: facts.holds(vip),
+                table,
+                rules: observed
+                    .routing
+                    .rules
+                    .iter()
+                    .filter(|rule| of_table(rule.table) && rule.family == family)
+                    .map(ToString::to_string)
+                    .collect(),
+                routes: observed
+                    .routing
+                    .routes
+                    .iter()
+                    .filter(|route| of_table(route.table) && route.family == family)
+                    .map(ToString::to_string)
+                    .collect(),
+                pods: pods.remove(&vip).unwrap_or_default(),
+            }
+        })
+        .collect();
+    Report {
+        tables: [(&names.main, &observed.main), (&names.guard, &observed.guard)]
+            .map(|(name, seen)| TableReport {
+                name: name.clone(),
+                present: seen.is_some(),
+                chains: seen.as_ref().map_or(0, |table| table.chains.len()),
+            })
+            .into(),
+        notes: notes(observed, &vips, switches, names),
+        vips,
+        held,
+        dropped: counters(&names.main, observed.main.as_ref(), &MAIN_COUNTERS)
+            .chain(counters(&names.guard, observed.guard.as_ref(), &GUARD_COUNTERS))
+            .collect(),
+    }
+}
+
+/// Which VIP has which route id: chains are called by the id, their rules name the VIP, and a
+/// route to a holder says both.
+fn route_ids(observed: &Observed) -> BTreeMap<Vip, RouteId> {
+    let chains = observed.main.iter().flat_map(|table| &table.chains);
+    chains
+        .filter_map(|(name, chain)| {
+            let id: RouteId = name.strip_prefix("mark_here_")?.parse().ok()?;
+            let comment = chain.rules.first()?.comment.as_deref()?;
+            let vip = comment.strip_prefix("VIP ")?.split_whitespace().next()?;
+            Some((vip.parse().ok()?, id))
+        })
+        .collect()
+}
+
+fn counters(
+    name: &str,
+    table: Option<&SeenTable>,
+    known: &'static [(&'static str, &'static str)],
+) -> impl Iterator<Item = CounterReport> {
+    known.iter().filter_map(move |(counter, what)| {
+        let count = table?.counters.get(*counter)?;
+        Some(CounterReport {
+            table: name.to_owned(),
+            name: (*counter).to_owned(),
+            what,
+            packets: count.packets,
+            bytes: count.bytes,
+        })
+    })
+}
+
+fn notes(
+    observed: &Observed,
+    vips: &[VipReport],
+    switches: &Switches,
+    names: &TableNames,
+) -> Vec<String> {
+    let mut notes = Vec::new();
+    if observed.main.is_none() && observed.guard.is_none() {
+        notes.push("neither table exists: no agent has run here, or everything was removed".into());
+    } else {
+        for (name, seen) in [(&names.main, &observed.main), (&names.guard, &observed.guard)] {
+            match seen {
+                None => {
+                    notes.push(format!("table {name} is missing; a running agent puts it back"))
+                }
+                Some(table) => notes.extend(foreign_rules(name, table)),
+            }
+        }
+    }
+    for vip in vips {
+        notes.extend(of_vip(vip));
+    }
+    notes.extend(one_sided(observed));
+    for stray in &observed.routing.strays {
+        notes.push(format!("{stray}: carries our protocol number, but is none of our forms"));
+    }
+    for foreign in observed.routing.foreign.iter().filter(|foreign| foreign.overrides_ours) {
+        notes.push(format!("{foreign}: somebody else's, and it is asked before ours"));
+    }
+    for interface in &observed.strict {
+        notes.push(format!(
+            "net.ipv4.conf.{interface}.rp_filter is strict: packets of other nodes' pods, or \
+             answers to pods here, may be dropped; set it to 2"
+        ));
+    }
+    if !switches.forwards_v4 {
+        notes.push("net.ipv4.ip_forward is 0: nothing of pods is forwarded".into());
+    }
+    if !switches.forwards_v6 && vips.iter().any(|vip| vip.vip.contains(':')) {
+        notes.push("net.ipv6.conf.all.forwarding is 0: no IPv6 of pods is forwarded".into());
+    }
+    if switches.tcp_loose == Some(false) {
+        notes.push(
+            "net.netfilter.nf_conntrack_tcp_loose is 0: TCP sessions end when a VIP moves".into(),
+        );
+    }
+    notes
+}
+
+fn foreign_rules<'a>(name: &'a str, table: &'a SeenTable) -> impl Iterator<Item = String> + 'a {
+    table.chains.iter().filter_map(move |(chain, seen)| {
+        let foreign = seen.rules.iter().filter(|rule| !is_ours(rule.comment.as_deref())).count();
+        (foreign > 0)
+            .then(|| format!("chain {chain} of table {name} has {foreign} rules that are not ours"))
+    })
+}
+
+/// Comments of ours end with a digest: `why #0123abcd`.
+fn is_ours(comment: Option<&str>) -> bool {
+    comment
+        .and_then(|comment| comment.rsplit_once('#'))
+        .is_some_and(|(_, digest)| digest.len() == 8 && u32::from_str_radix(digest, 16).is_ok())
+}
+
+fn of_vip(vip: &VipReport) -> Vec<String> {
+    let VipReport { vip: name, route_id, here, table: _, rules, routes, pods } = vip;
+    let Some(id) = route_id else {
+        return vec![format!(
+            "VIP {name} has no route id here: external traffic of {} pods is dropped",
+            pods.len()
+        )];
+    };
+    let mut notes = Vec::new();
+    if rules.is_empty() {
+        notes.push(format!("VIP {name} (route id {id}): no policy rule leads to its table"));
+    }
+    if !routes.iter().any(|route| route.starts_with("unreachable")) {
+        notes.push(format!("VIP {name} (route id {id}): its table has no unreachable backstop"));
+    }
+    if !here && !routes.iter().any(|route| !route.starts_with("unreachable")) {
+        notes.push(format!("VIP {name} (route id {id}): no way to its holder; its pods are held"));
+    }
+    notes
+}
+
+fn one_sided(observed: &Observed) -> Option<String> {
+    let unguarded = |pod: &&PodIp| !observed.pods.guarded.contains(*pod);
+    let unguarded = observed.pods.vips.keys().filter(unguarded).count();
+    let unmapped = |pod: &&PodIp| !observed.pods.vips.contains_key(*pod);
+    let unmapped = observed.pods.guarded.iter().filter(unmapped).count();
+    (unguarded + unmapped > 0).then(|| {
+        format!(
+            "the tables disagree: {unguarded} pods are mapped but not guarded, {unmapped} guarded \
+             but not mapped"
+        )
+    })
+}
