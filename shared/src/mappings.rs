@@ -191,3 +191,56 @@ fn taken_addresses(mappings: &Mappings) -> BTreeSet<PodIp> {
     let vips = mappings.vips.keys().map(|vip| vip.addr());
     nodes.chain(vips).filter_map(|addr| PodIp::try_from(addr).ok()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_left_out_and_named() {
+        let [a, b, node, inside] = ["192.168.0.1", "192.168.0.2", "192.168.0.3", "10.0.0.9"]
+            .map(|vip| vip.parse().unwrap());
+        let id = RouteId::MIN;
+        let networks = ClusterNetworks::default()
+            .with_pod_subnets(["10.0.0.0/24".parse().unwrap()])
+            .with_node_addresses([node].map(Vip::addr));
+        let pod = |text: &str| text.parse::<PodIp>().unwrap();
+        let pods = [
+            (pod("10.0.0.1"), Some(b)),
+            (pod("192.168.0.1"), None),
+            (pod("192.168.0.3"), None),
+            (pod("fd00::1"), Some(a)),
+        ];
+        let vips = [(b, id), (a, id), (node, RouteId::MAX), (inside, RouteId::MAX)];
+        let (mappings, mut violations) = Mappings::new(vips, pods, networks);
+
+        assert_eq!(mappings.vips(), &BTreeMap::from([(a, id)]));
+        assert_eq!(
+            mappings.pods(),
+            &BTreeMap::from([(pod("10.0.0.1"), Some(b)), (pod("fd00::1"), None)])
+        );
+        assert_eq!(mappings.problems(), [Problem { vip: b, pods: vec![pod("10.0.0.1")] }]);
+        let mut expected = [
+            Violation::RouteIdTaken { vip: b, route_id: id, by: a },
+            Violation::VipIsNode { vip: node },
+            Violation::VipInPodSubnet { vip: inside, net: "10.0.0.0/24".parse().unwrap() },
+            Violation::PodIsVip { pod: pod("192.168.0.1") },
+            Violation::PodIsNode { pod: pod("192.168.0.3") },
+            Violation::OtherFamily { pod: pod("fd00::1"), vip: a },
+        ];
+        violations.sort();
+        expected.sort();
+        assert_eq!(violations, expected);
+    }
+
+    #[test]
+    fn a_problem_names_few_of_many_pods() {
+        let pods = (1..=9).map(|n| format!("10.0.0.{n}").parse().unwrap()).collect();
+        let problem = Problem { vip: "192.168.0.1".parse().unwrap(), pods };
+        assert_eq!(
+            problem.to_string(),
+            "VIP 192.168.0.1 has no route id, so external traffic is dropped for 10.0.0.1, 10.0.0.2, \
+             10.0.0.3 and 6 more; give the VIP a route id or map the pods to another VIP"
+        );
+    }
+}

@@ -56,3 +56,18 @@ impl fmt::Display for PodIp {
         self.0.fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_addresses_are_refused_as_for_vips() {
+        assert_eq!("fd00::1".parse::<PodIp>().unwrap().to_string(), "fd00::1");
+        assert_eq!(
+            "127.0.0.1".parse::<PodIp>().unwrap_err().to_string(),
+            "\"127.0.0.1\" cannot be a pod IP: it is a loopback address; use one that other hosts \
+             can reach"
+        );
+    }
+}
