@@ -1,0 +1,190 @@
+//! Which rules and routes are ours.
+
+use std::ops::RangeInclusive;
+
+use shared::{RouteId, Vip};
+
+use super::{Device, Family, MarkMask, PolicyRule, Route, RouteKind};
+
+/// The numbers by which we know our own. A rule or route is ours when it carries our protocol
+/// number **and** its priority or table is in our range; nothing else is seen or deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ownership {
+    protocol: u8,
+    rule_base: u32,
+    table_base: u32,
+    marks: MarkMask,
+}
+
+/// The rtnetlink protocol number that is ours by default. Free in `/etc/iproute2/rt_protos`, and
+/// clear of Calico (80), OVN (84) and keepalived (18).
+pub const DEFAULT_PROTOCOL: u8 = 69;
+/// Rule priority = this + route id.
+pub const DEFAULT_RULE_BASE: u32 = 1_000;
+/// Table = this + route id.
+pub const DEFAULT_TABLE_BASE: u32 = 10_000;
+
+/// The kernel's own rules for `main` and `default`.
+const KERNEL_PRIORITY: u32 = 32_766;
+
+/// The numbers would make us take the kernel's or another program's rules and routes for ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidOwnership {
+    #[error("rtnetlink protocol {0} belongs to others; use one that nobody uses, such as 69")]
+    Protocol(u8),
+    #[error(
+        "rule priorities from base {0} do not lie between 1 and 32765, before the kernel's rule \
+         for table main"
+    )]
+    RuleBase(u32),
+    #[error("tables from base {0} are not free; use a base from 255 to 4294967042")]
+    TableBase(u32),
+}
+
+impl Ownership {
+    /// The numbers, once they are clear of those that are always somebody else's.
+    pub fn new(
+        protocol: u8,
+        rule_base: u32,
+        table_base: u32,
+        marks: MarkMask,
+    ) -> Result<Self, InvalidOwnership> {
+        let last = u32::from(RouteId::MAX.number());
+        // rtnetlink(7), rt_protos: the kernel, routing daemons, keepalived
+        if matches!(protocol, 0..=18 | 42 | 80 | 84 | 99 | 186..=189 | 192) {
+            return Err(InvalidOwnership::Protocol(protocol));
+        }
+        if rule_base.checked_add(last).is_none_or(|highest| highest >= KERNEL_PRIORITY) {
+            return Err(InvalidOwnership::RuleBase(rule_base));
+        }
+        // 253-255 are the kernel's
+        if table_base < 255 || table_base.checked_add(last).is_none_or(|top| top == u32::MAX) {
+            return Err(InvalidOwnership::TableBase(table_base));
+        }
+        Ok(Self { protocol, rule_base, table_base, marks })
+    }
+
+    /// The rtnetlink protocol number on everything we make.
+    pub const fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    /// Our bits of a mark.
+    pub const fn marks(&self) -> MarkMask {
+        self.marks
+    }
+
+    /// The priorities of our rules.
+    pub fn priorities(&self) -> RangeInclusive<u32> {
+        self.priority(RouteId::MIN)..=self.priority(RouteId::MAX)
+    }
+
+    /// The tables of our routes.
+    pub fn tables(&self) -> RangeInclusive<u32> {
+        self.table(RouteId::MIN)..=self.table(RouteId::MAX)
+    }
+
+    /// The priority of the rule of a VIP.
+    pub fn priority(&self, id: RouteId) -> u32 {
+        self.rule_base + u32::from(id.number())
+    }
+
+    /// The table of a VIP.
+    pub fn table(&self, id: RouteId) -> u32 {
+        self.table_base + u32::from(id.number())
+    }
+
+    /// The VIP's packets that are marked "away" are looked up in its table.
+    pub fn rule(&self, family: Family, id: RouteId) -> PolicyRule {
+        PolicyRule {
+            family,
+            priority: self.priority(id),
+            mark: self.marks.away(id),
+            mask: self.marks.mask(),
+            table: self.table(id),
+        }
+    }
+
+    /// The VIP's table leads to its holder.
+    pub fn route_to_holder(&self, vip: Vip, id: RouteId, device: Device) -> Route {
+        Route {
+            family: Family::of(vip),
+            table: self.table(id),
+            kind: RouteKind::ViaHolder { vip, device },
+        }
+    }
+
+    /// The VIP's table never falls through to `main`.
+    pub fn unreachable(&self, family: Family, id: RouteId) -> Route {
+        Route { family, table: self.table(id), kind: RouteKind::Unreachable }
+    }
+}
+
+impl Default for Ownership {
+    fn default() -> Self {
+        Self {
+            protocol: DEFAULT_PROTOCOL,
+            rule_base: DEFAULT_RULE_BASE,
+            table_base: DEFAULT_TABLE_BASE,
+            marks: MarkMask::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[test]
+    fn the_text_is_that_of_ip() {
+        let owned = Ownership::default();
+        let id = RouteId::try_from(64).unwrap();
+        let vip: Vip = "192.168.122.222".parse().unwrap();
+        let eth0 = Device { index: 2, name: "eth0".to_owned() };
+        assert_eq!(
+            owned.rule(Family::V4, id).to_string(),
+            "1064: from all fwmark 0x1040/0x10ff lookup 10064"
+        );
+        assert_eq!(
+            owned.route_to_holder(vip, id, eth0).to_string(),
+            "default via 192.168.122.222 dev eth0 table 10064 onlink"
+        );
+        assert_eq!(
+            owned.unreachable(Family::V4, id).to_string(),
+            "unreachable default table 10064 metric 4278198272"
+        );
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        let again = Ownership::new(
+            DEFAULT_PROTOCOL,
+            DEFAULT_RULE_BASE,
+            DEFAULT_TABLE_BASE,
+            MarkMask::default(),
+        );
+        assert_eq!(again, Ok(Ownership::default()));
+    }
+
+    #[rstest]
+    #[case(2, 1000, 10_000, Err(InvalidOwnership::Protocol(2)))]
+    #[case(186, 1000, 10_000, Err(InvalidOwnership::Protocol(186)))]
+    #[case(69, 0, 255, Ok(()))]
+    #[case(69, 32_513, 10_000, Ok(()))]
+    #[case(69, 32_514, 10_000, Err(InvalidOwnership::RuleBase(32_514)))]
+    #[case(69, u32::MAX, 10_000, Err(InvalidOwnership::RuleBase(u32::MAX)))]
+    #[case(69, 1000, 254, Err(InvalidOwnership::TableBase(254)))]
+    #[case(69, 1000, u32::MAX - 253, Ok(()))]
+    #[case(69, 1000, u32::MAX - 252, Err(InvalidOwnership::TableBase(u32::MAX - 252)))]
+    fn numbers_of_others_are_refused(
+        #[case] protocol: u8,
+        #[case] rule_base: u32,
+        #[case] table_base: u32,
+        #[case] want: Result<(), InvalidOwnership>,
+    ) {
+        let got = Ownership::new(protocol, rule_base, table_base, MarkMask::default());
+        assert_eq!(got.map(|_| ()), want);
+    }
+}
