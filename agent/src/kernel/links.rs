@@ -1,0 +1,262 @@
+//! Reads a node's devices, addresses and on-link networks. Touches nothing.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+};
+use nix::errno::Errno;
+
+use super::route_socket::{RequestError, RouteSocket};
+use super::routing::wire::{device_of, metric_of, routes_in_table, wire_family};
+use crate::node_facts::{Link, LocalAddress, NodeFacts, OnLink};
+use crate::routing::{Device, Family};
+
+/// What could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum FactsError {
+    #[error("cannot read network interfaces")]
+    Links(#[source] RequestError),
+    #[error("cannot read addresses")]
+    Addresses(#[source] RequestError),
+    #[error("cannot read the routes of table main")]
+    Routes(#[source] RequestError),
+}
+
+/// Reads the facts, in three dumps and one more for IPv6: not one moment for all of them, so
+/// subscribe to notifications first.
+pub async fn read_node_facts(socket: &RouteSocket) -> Result<NodeFacts, FactsError> {
+    let mut facts = NodeFacts::default();
+
+    let mut question = LinkMessage::default();
+    question.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let question = RouteNetlinkMessage::GetLink(question);
+    for message in socket.dump(question).await.map_err(FactsError::Links)? {
+        if let RouteNetlinkMessage::NewLink(message) = message {
+            facts.links.extend(link(message).map(|link| (link.device.index, link)));
+        }
+    }
+
+    let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    for message in socket.dump(question).await.map_err(FactsError::Addresses)? {
+        if let RouteNetlinkMessage::NewAddress(message) = message {
+            facts.addresses.extend(local_address(&message));
+        }
+    }
+
+    for family in Family::ALL {
+        let question =
+            routes_in_table(family, RouteHeader::RT_TABLE_MAIN.into(), RouteType::Unicast);
+        let messages = match socket.dump(question).await {
+            // no route in it yet, or a kernel without IPv6
+            Err(error) if is_absent(&error) => Vec::new(),
+            other => other.map_err(FactsError::Routes)?,
+        };
+        for message in messages {
+            if let RouteNetlinkMessage::NewRoute(message) = message {
+                facts.on_link.extend(on_link(family, &message));
+            }
+        }
+    }
+    Ok(facts)
+}
+
+fn is_absent(error: &RequestError) -> bool {
+    [Errno::ENOENT, Errno::EAFNOSUPPORT].iter().any(|absent| error.errno() == Some(*absent as i32))
+}
+
+fn link(message: LinkMessage) -> Option<Link> {
+    let index = message.header.index;
+    let flags = message.header.flags;
+    let name = message.attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    })?;
+    Some(Link {
+        device: Device { index, name },
+        up: flags.contains(LinkFlags::Up),
+        loopback: flags.contains(LinkFlags::Loopback),
+    })
+}
+
+fn local_address(message: &AddressMessage) -> Option<LocalAddress> {
+    let (mut local, mut address) = (None, None);
+    let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(addr) => local = Some(*addr),
+            AddressAttribute::Address(addr) => address = Some(*addr),
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    Some(LocalAddress {
+        // point to point: `Address` is the other end's
+        addr: local.or(address)?,
+        device: message.header.index,
+        usable: is_usable(flags.bits()),
+    })
+}
+
+/// Whether the kernel takes an address with these `IFA_F_*` flags for its own.
+pub(super) const fn is_usable(flags: u32) -> bool {
+    let flags = AddressFlags::from_bits_retain(flags);
+    !flags.contains(AddressFlags::Dadfailed)
+        && (!flags.contains(AddressFlags::Tentative) || flags.contains(AddressFlags::Optimistic))
+}
+
+fn on_link(family: Family, message: &RouteMessage) -> Option<OnLink> {
+    let prefix_len = message.header.destination_prefix_length;
+    if message.header.address_family != wire_family(family) {
+        return None;
+    }
+    let mut destination = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(addr)) => {
+                destination = Some(IpAddr::V4(*addr));
+            }
+            RouteAttribute::Destination(RouteAddress::Inet6(addr)) => {
+                destination = Some(IpAddr::V6(*addr));
+            }
+            RouteAttribute::Gateway(_)
+            | RouteAttribute::Via(_)
+            | RouteAttribute::MultiPath(_)
+            | RouteAttribute::EncapType(_) => return None,
+            _ => {}
+        }
+    }
+    let network = IpNet::new(destination?, prefix_len).ok()?;
+    // a single address says nothing of a network; a VIP that is here makes such a route
+    (network.prefix_len() < network.max_prefix_len()).then_some(OnLink {
+        network,
+        device: device_of(message)?,
+        metric: metric_of(message),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::kernel::scratch_netns::{attempt, in_scratch_netns, json, run};
+
+    fn addresses_of_ip() -> Vec<(String, u64)> {
+        let links = json("ip -j addr show");
+        let mut all: Vec<_> = links
+            .iter()
+            .flat_map(|link| {
+                let index = link["ifindex"].as_u64().unwrap();
+                let addresses = link["addr_info"].as_array().unwrap();
+                addresses
+                    .iter()
+                    .map(move |address| (address["local"].as_str().unwrap().to_owned(), index))
+            })
+            .collect();
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn the_facts_are_those_that_ip_lists() {
+        in_scratch_netns(|| async {
+            run("ip link set lo up");
+            run("ip link add left type veth peer name right");
+            run("ip link add br0 type bridge; ip link set br0 up");
+            run("ip link set left up; ip link set right up");
+            run("ip addr add 192.0.2.10/24 dev left; ip addr add 192.0.2.77/32 dev left");
+            run("ip addr add 10.1.1.1 peer 10.1.1.2 dev left");
+            run("ip addr add 198.51.100.1/24 dev br0");
+            run(
+                "ip -6 addr add fd00::10/64 dev left nodad; ip -6 addr add fd00::77 dev left nodad",
+            );
+            run("ip -6 addr add fd01::1 peer fd01::2 dev left nodad");
+            run("ip -6 addr add fd00::99/128 dev br0"); // no carrier: stays tentative
+            run("ip route add 203.0.113.0/24 via 192.0.2.1; ip route add default via 192.0.2.1");
+            run(
+                "ip route add 100.64.0.0/16 dev left metric 9; ip route add blackhole 100.65.0.0/16",
+            );
+            run("ip route add 100.66.0.0/16 dev left table 77");
+            let facts = read_node_facts(&RouteSocket::open().unwrap()).await.unwrap();
+
+            let names: Vec<_> =
+                facts.links.values().map(|link| (link.device.name.as_str(), link.up)).collect();
+            let mut listed: Vec<_> = json("ip -j link show")
+                .into_iter()
+                .map(|link| {
+                    let up = link["flags"].as_array().unwrap().contains(&Value::from("UP"));
+                    (link["ifindex"].as_u64(), link["ifname"].as_str().unwrap().to_owned(), up)
+                })
+                .collect();
+            listed.sort();
+            let listed: Vec<_> = listed.iter().map(|(_, name, up)| (name.as_str(), *up)).collect();
+            assert_eq!(names, listed);
+
+            let mut addresses: Vec<_> = facts
+                .addresses
+                .iter()
+                .map(|address| (address.addr.to_string(), u64::from(address.device)))
+                .collect();
+            addresses.sort();
+            assert_eq!(addresses, addresses_of_ip());
+
+            let networks: Vec<_> =
+                facts.on_link.iter().map(|route| route.network.to_string()).collect();
+            for want in ["192.0.2.0/24", "198.51.100.0/24", "100.64.0.0/16", "fd00::/64"] {
+                assert!(networks.iter().any(|network| network == want), "{want} in {networks:?}");
+            }
+            let v4 = facts.on_link.iter().filter(|route| route.network.addr().is_ipv4()).count();
+            assert_eq!(v4, 3, "{networks:?}");
+
+            let vip = |text: &str| text.parse().unwrap();
+            assert_eq!(facts.uplink_for(vip("192.0.2.222"), None).unwrap().name, "left");
+            assert_eq!(facts.uplink_for(vip("198.51.100.9"), None).unwrap().name, "br0");
+            assert_eq!(facts.uplink_for(vip("fd00::222"), None).unwrap().name, "left");
+            assert!(facts.uplink_for(vip("203.0.113.9"), None).is_err());
+            for held in ["192.0.2.77", "fd00::77", "10.1.1.1", "fd01::1"] {
+                assert_eq!(facts.holding(vip(held)).unwrap().name, "left", "{held}");
+            }
+            for other in ["fd00::99", "10.1.1.2", "fd01::2"] {
+                assert_eq!(facts.holding(vip(other)), None, "{other}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_vip_is_here_when_the_kernel_has_it_as_local() {
+        in_scratch_netns(|| async {
+            run("ip link add left type veth peer name right; ip link set right up");
+            let socket = RouteSocket::open().unwrap();
+            let vip = "192.0.2.77".parse().unwrap();
+            for (change, here) in [
+                ("link set right up", false),
+                ("addr add 192.0.2.77/32 dev left", true),
+                ("link set left up", true),
+                ("link set left down", true),
+                ("addr del 192.0.2.77/32 dev left", false),
+            ] {
+                run(&format!("ip {change}"));
+                // fails while there is no such table
+                let (_, table) = attempt("ip route show table local");
+                assert_eq!(table.contains("local 192.0.2.77"), here, "{change}");
+                let facts = read_node_facts(&socket).await.unwrap();
+                assert_eq!(facts.holding(vip).is_some(), here, "{change}");
+            }
+        });
+    }
+
+    #[test]
+    fn an_empty_namespace_has_no_networks() {
+        in_scratch_netns(|| async {
+            let facts = read_node_facts(&RouteSocket::open().unwrap()).await.unwrap();
+            assert_eq!(facts.links.len(), 1);
+            assert!(facts.links.values().all(|link| link.loopback && !link.up));
+            assert!(facts.addresses.is_empty() && facts.on_link.is_empty());
+        });
+    }
+}

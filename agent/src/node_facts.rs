@@ -1,0 +1,210 @@
+//! What a node is like, as far as it decides what is programmed: which VIPs are here, and which
+//! device leads to a VIP that is not.
+//!
+//! Pure; `kernel::links` reads the facts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use shared::Vip;
+
+use crate::routing::Device;
+
+/// The devices, addresses and neighbourhoods of a node at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Every device, by index.
+    pub links: BTreeMap<u32, Link>,
+    /// Every address of every device.
+    pub addresses: BTreeSet<LocalAddress>,
+    /// The networks that can be reached without a gateway; not those of a single address.
+    pub on_link: BTreeSet<OnLink>,
+}
+
+/// A network device and its state.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Link {
+    pub device: Device,
+    /// Switched on by its administrator; it may lack a carrier.
+    pub up: bool,
+    pub loopback: bool,
+}
+
+/// An address of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LocalAddress {
+    pub addr: IpAddr,
+    /// The index of its device.
+    pub device: u32,
+    /// The kernel takes it for its own: IPv6 has made sure that nobody else on the link has it.
+    pub usable: bool,
+}
+
+/// A route of table `main` to a network on the link of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OnLink {
+    pub network: IpNet,
+    /// The index of its device.
+    pub device: u32,
+    pub metric: u32,
+}
+
+/// There is no device by which a VIP can be reached.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum NoUplink {
+    #[error("no interface of this node is in the network of {vip}; name one with --interface")]
+    NotOnLink { vip: Vip },
+    #[error("this node has no interface {name:?}")]
+    NoSuchInterface { name: String },
+    #[error("interface {name:?} is down")]
+    InterfaceDown { name: String },
+}
+
+impl NodeFacts {
+    /// The device that has the VIP, when this node holds it: just as the kernel's own look-up
+    /// (`fib saddr type local`) answers, which does not mind a device that is down.
+    pub fn holding(&self, vip: Vip) -> Option<&Device> {
+        self.addresses
+            .iter()
+            .filter(|address| address.addr == vip.addr() && address.usable)
+            .find_map(|address| self.links.get(&address.device).map(|link| &link.device))
+    }
+
+    /// Those of `vips` that this node holds.
+    pub fn held(&self, vips: impl IntoIterator<Item = Vip>) -> BTreeSet<Vip> {
+        vips.into_iter().filter(|vip| self.holding(*vip).is_some()).collect()
+    }
+
+    /// The device by which a VIP is reached: the `forced` one or, without, the one whose network
+    /// contains the VIP. The narrowest network wins, then the lowest metric, then the lowest index.
+    pub fn uplink_for(&self, vip: Vip, forced: Option<&str>) -> Result<Device, NoUplink> {
+        if let Some(name) = forced {
+            return self.named(name);
+        }
+        self.on_link
+            .iter()
+            .filter(|route| route.network.contains(&vip.addr()))
+            .filter_map(|route| {
+                let link = self.links.get(&route.device)?;
+                (link.up && !link.loopback).then_some((route, &link.device))
+            })
+            .min_by_key(|(route, device)| {
+                (std::cmp::Reverse(route.network.prefix_len()), route.metric, device.index)
+            })
+            .map(|(_, device)| device.clone())
+            .ok_or(NoUplink::NotOnLink { vip })
+    }
+
+    fn named(&self, name: &str) -> Result<Device, NoUplink> {
+        match self.links.values().find(|link| link.device.name == name) {
+            None => Err(NoUplink::NoSuchInterface { name: name.to_owned() }),
+            Some(link) if !link.up => Err(NoUplink::InterfaceDown { name: name.to_owned() }),
+            Some(link) => Ok(link.device.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn vip(text: &str) -> Vip {
+        text.parse().unwrap()
+    }
+
+    /// 1 lo, 2 eth0, 3 eth1, 4 eth2 (down), 5 vrrp.64
+    fn facts() -> NodeFacts {
+        let links =
+            [("lo", true), ("eth0", true), ("eth1", true), ("eth2", false), ("vrrp.64", true)];
+        let on_link = [
+            ("0.0.0.0/1", 1, 0),
+            ("192.0.0.0/16", 2, 100),
+            ("192.0.2.0/24", 3, 200),
+            ("192.0.2.0/24", 5, 300),
+            ("192.0.2.64/26", 4, 0),
+            ("198.51.100.0/24", 3, 50),
+            ("198.51.100.0/24", 2, 100),
+            ("fd00::/64", 2, 256),
+        ];
+        let addresses = [
+            ("192.0.2.7", 3, true),
+            ("192.0.2.222", 5, true),
+            ("192.0.2.70", 4, true),
+            ("fd00::77", 2, true),
+            ("fd00::88", 2, false),
+        ];
+        NodeFacts {
+            links: (1..)
+                .zip(links)
+                .map(|(index, (name, up))| {
+                    let device = Device { index, name: name.to_owned() };
+                    (index, Link { device, up, loopback: index == 1 })
+                })
+                .collect(),
+            addresses: addresses
+                .into_iter()
+                .map(|(addr, device, usable)| LocalAddress {
+                    addr: addr.parse().unwrap(),
+                    device,
+                    usable,
+                })
+                .collect(),
+            on_link: on_link
+                .into_iter()
+                .map(|(network, device, metric)| OnLink {
+                    network: network.parse().unwrap(),
+                    device,
+                    metric,
+                })
+                .collect(),
+        }
+    }
+
+    #[rstest]
+    #[case::narrowest_network("192.0.2.9", Some("eth1"))]
+    #[case::wider_network("192.0.9.9", Some("eth0"))]
+    #[case::a_device_that_is_down_is_passed_over("192.0.2.65", Some("eth1"))]
+    #[case::lowest_metric("198.51.100.9", Some("eth1"))]
+    #[case::ipv6("fd00::9", Some("eth0"))]
+    #[case::never_lo("100.64.0.1", None)]
+    #[case::elsewhere("203.0.113.9", None)]
+    fn the_uplink_is_the_device_in_the_network_of_the_vip(
+        #[case] addr: &str,
+        #[case] name: Option<&str>,
+    ) {
+        let found = facts().uplink_for(vip(addr), None);
+        match name {
+            Some(name) => assert_eq!(found.unwrap().name, name),
+            None => assert_eq!(found, Err(NoUplink::NotOnLink { vip: vip(addr) })),
+        }
+    }
+
+    #[test]
+    fn a_forced_interface_is_taken_for_every_vip_or_named_as_missing() {
+        let facts = facts();
+        let any = vip("203.0.113.9");
+        assert_eq!(facts.uplink_for(any, Some("eth0")).unwrap().index, 2);
+        let missing = NoUplink::NoSuchInterface { name: "eth9".to_owned() };
+        assert_eq!(facts.uplink_for(any, Some("eth9")), Err(missing));
+        let down = NoUplink::InterfaceDown { name: "eth2".to_owned() };
+        assert_eq!(facts.uplink_for(any, Some("eth2")), Err(down));
+    }
+
+    #[rstest]
+    #[case("192.0.2.222", Some("vrrp.64"))]
+    #[case("192.0.2.223", None)]
+    #[case::its_device_is_down("192.0.2.70", Some("eth2"))]
+    #[case("fd00::77", Some("eth0"))]
+    #[case::not_known_to_be_free_yet("fd00::88", None)]
+    fn a_vip_is_here_when_a_device_of_this_node_has_it(
+        #[case] addr: &str,
+        #[case] name: Option<&str>,
+    ) {
+        let facts = facts();
+        assert_eq!(facts.holding(vip(addr)).map(|device| device.name.as_str()), name);
+        assert_eq!(facts.held([vip(addr)]).len(), usize::from(name.is_some()));
+    }
+}
