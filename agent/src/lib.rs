@@ -1,1 +1,4 @@
 //! The agent.
+
+pub mod kernel;
+pub mod pod_tables;
