@@ -5,6 +5,7 @@
 
 mod batch;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netlink_packet_core::{DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NlasIterator};
@@ -191,17 +192,12 @@ impl Elements {
     /// Reads all four. Each is a snapshot by itself; others may change one between two of them.
     pub fn dump(&mut self) -> Result<Dump, ElementsError> {
         let mut dump = Dump::default();
-        let mut vips = Vec::new();
-        let mut guarded = Vec::new();
         for set in PodSet::ALL {
-            let elements = self.dump_set(set)?;
-            vips.extend(elements.vips);
-            guarded.extend(elements.guarded);
-            dump.strays.extend(elements.strays);
+            let SetElements { mut vips, mut guarded, strays } = self.dump_set(set)?;
+            dump.tables.vips.append(&mut vips);
+            dump.tables.guarded.append(&mut guarded);
+            dump.strays.extend(strays);
         }
-        // Collected, not inserted one by one: that sorts once, and is several times faster.
-        dump.tables =
-            PodTables { vips: vips.into_iter().collect(), guarded: guarded.into_iter().collect() };
         Ok(dump)
     }
 
@@ -225,9 +221,9 @@ impl Elements {
             request.message(kind(NfTablesMessageType::GetSetElement), flags, INET, 0);
             request.text(LIST_TABLE, table);
             request.text(LIST_SET, set.name());
-            let mut elements = SetElements::default();
+            let mut elements = Arrivals::default();
             netfilter.read(&request, |message| elements.take(set, message))?;
-            Ok(elements)
+            elements.complete()
         })
         .map_err(|error| match error {
             NfnetlinkError::Refused(Errno::ENOENT) => {
@@ -245,15 +241,42 @@ fn kind(message: NfTablesMessageType) -> Kind {
     Kind::new(NFTABLES, message.into())
 }
 
-/// The elements of one set, unsorted.
-#[derive(Default)]
+/// The elements of one set.
 struct SetElements {
+    vips: BTreeMap<PodIp, Option<Vip>>,
+    guarded: BTreeSet<PodIp>,
+    strays: BTreeSet<Stray>,
+}
+
+/// The elements of one set, as they come.
+#[derive(Default)]
+struct Arrivals {
     vips: Vec<(PodIp, Option<Vip>)>,
     guarded: Vec<PodIp>,
     strays: Vec<Stray>,
 }
 
-impl SetElements {
+impl Arrivals {
+    /// Sorts them, if they are all.
+    ///
+    /// The kernel finds its place again for each part of a dump by counting, and gives no warning
+    /// when its hash table has been reordered in between (it grows in the background after many
+    /// additions). Then some elements come twice and others not at all. As many come as the set
+    /// holds, at least, so none is missing if none came twice.
+    fn complete(self) -> Result<SetElements, NfnetlinkError> {
+        let Self { vips, guarded, strays } = self;
+        let arrived = (vips.len(), guarded.len(), strays.len());
+        // Collected, not inserted one by one: that sorts once, and is several times faster.
+        let vips = BTreeMap::from_iter(vips);
+        let guarded = BTreeSet::from_iter(guarded);
+        let strays = BTreeSet::from_iter(strays);
+        if (vips.len(), guarded.len(), strays.len()) == arrived {
+            Ok(SetElements { vips, guarded, strays })
+        } else {
+            Err(NfnetlinkError::Interrupted)
+        }
+    }
+
     fn take(&mut self, set: PodSet, message: Message<'_>) -> Result<(), DecodeError> {
         let Some(list) = find(message.attributes, LIST_ELEMENTS)? else { return Ok(()) };
         for element in NlasIterator::new(list) {
