@@ -5,6 +5,7 @@
 
 pub mod elements;
 mod nfnetlink;
+pub mod tables;
 
 pub use nfnetlink::NfnetlinkError;
 

@@ -5,3 +5,4 @@
 mod elements;
 mod figures;
 mod namespace;
+mod tables;
