@@ -1,0 +1,8 @@
+//! What the agent reads from and writes to a real kernel, with `nft` and `conntrack` as witnesses.
+//!
+//! Needs root; fails without.
+
+mod elements;
+mod figures;
+mod namespace;
+mod tables;
