@@ -8,7 +8,7 @@ use std::fmt;
 use ipnet::IpNet;
 use shared::{Mappings, PodIp, RouteId, Vip};
 
-use crate::node_facts::{NoUplink, NodeFacts, uplink_for};
+use crate::node_facts::{NoUplink, NodeFacts};
 use crate::routing::{Device, Family, Ownership, PolicyRule, Route};
 use crate::ruleset::{Input, Ruleset};
 
@@ -79,7 +79,7 @@ fn uplinks(
     let mut uplinks = BTreeMap::new();
     let mut notes = Vec::new();
     for vip in mappings.vips().keys() {
-        match uplink_for(*vip, facts, settings.interface.as_deref()) {
+        match facts.uplink_for(*vip, settings.interface.as_deref()) {
             Ok(device) => {
                 uplinks.insert(*vip, device);
             }
@@ -151,7 +151,7 @@ pub fn desired<'a>(
         }
     }
     if !desired.loose.is_empty() {
-        desired.loose.extend(facts.overlays_to(mappings.networks().pod_subnets()));
+        desired.loose.extend(facts.overlays(mappings.networks().pod_subnets()));
     }
     desired
 }

@@ -20,6 +20,17 @@ pub struct NodeFacts {
     pub addresses: BTreeSet<LocalAddress>,
     /// The networks that can be reached without a gateway; not those of a single address.
     pub on_link: BTreeSet<OnLink>,
+    /// The networks that are reached through a gateway: pods of other nodes are, by an overlay or
+    /// by the nodes themselves.
+    pub routed: BTreeSet<Routed>,
+}
+
+/// A route of table `main` that leads through a gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Routed {
+    pub network: IpNet,
+    /// The index of its device.
+    pub device: u32,
 }
 
 /// A network device and its state.
@@ -96,6 +107,22 @@ impl NodeFacts {
             .ok_or(NoUplink::NotOnLink { vip })
     }
 
+    /// Whether this node holds the VIP: see [`holding`](Self::holding).
+    pub fn holds(&self, vip: Vip) -> bool {
+        self.holding(vip).is_some()
+    }
+
+    /// The interfaces by which other nodes' pods are reached, given where pods live. Answers from
+    /// outside come back over them when the holder of a VIP is another node.
+    pub fn overlays(&self, pod_subnets: &[IpNet]) -> BTreeSet<String> {
+        self.routed
+            .iter()
+            .filter(|route| pod_subnets.iter().any(|subnet| subnet.contains(&route.network)))
+            .filter_map(|route| self.links.get(&route.device))
+            .map(|link| link.device.name.clone())
+            .collect()
+    }
+
     fn named(&self, name: &str) -> Result<Device, NoUplink> {
         match self.links.values().find(|link| link.device.name == name) {
             None => Err(NoUplink::NoSuchInterface { name: name.to_owned() }),
@@ -160,7 +187,17 @@ mod tests {
                     metric,
                 })
                 .collect(),
+            routed: [("10.244.2.0/24", 5), ("198.51.100.128/25", 3), ("fd00:244:2::/64", 5)]
+                .map(|(network, device)| Routed { network: network.parse().unwrap(), device })
+                .into(),
         }
+    }
+
+    #[test]
+    fn other_nodes_pods_are_reached_where_their_subnets_are_routed() {
+        let subnets = ["10.244.0.0/16", "fd00:244::/56"].map(|net| net.parse().unwrap());
+        assert_eq!(facts().overlays(&subnets), BTreeSet::from(["vrrp.64".to_owned()]));
+        assert_eq!(facts().overlays(&[]), BTreeSet::new());
     }
 
     #[rstest]

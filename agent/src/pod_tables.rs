@@ -8,6 +8,58 @@ use std::fmt;
 
 use shared::{PodIp, Vip};
 
+use crate::ruleset::TableNames;
+
+/// One of the four maps and sets that hold pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PodSet {
+    /// `map pod_vip4 { type ipv4_addr : ipv4_addr }` of the main table.
+    Vip4,
+    /// `map pod_vip6 { type ipv6_addr : ipv6_addr }` of the main table.
+    Vip6,
+    /// `set mapped4 { type ipv4_addr }` of the guard table.
+    Mapped4,
+    /// `set mapped6 { type ipv6_addr }` of the guard table.
+    Mapped6,
+}
+
+impl PodSet {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Vip4, Self::Vip6, Self::Mapped4, Self::Mapped6];
+
+    /// Its name in its table.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vip4 => "pod_vip4",
+            Self::Vip6 => "pod_vip6",
+            Self::Mapped4 => "mapped4",
+            Self::Mapped6 => "mapped6",
+        }
+    }
+
+    /// The table it is in.
+    pub fn table(self, names: &TableNames) -> &str {
+        match self {
+            Self::Vip4 | Self::Vip6 => &names.main,
+            Self::Mapped4 | Self::Mapped6 => &names.guard,
+        }
+    }
+
+    /// Whether it maps pods to VIPs; else it is a set of pods.
+    pub const fn is_map(self) -> bool {
+        matches!(self, Self::Vip4 | Self::Vip6)
+    }
+}
+
+/// An element that none of ours can be: its key is no pod IP, or its value no VIP.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodStray {
+    /// Where it is.
+    pub set: PodSet,
+    /// Its key as the kernel has it; empty is the catch-all element `*`.
+    pub key: Vec<u8>,
+}
+
 /// Every pod entry of both tables and both families.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodTables {
@@ -16,6 +68,8 @@ pub struct PodTables {
     pub vips: BTreeMap<PodIp, Option<Vip>>,
     /// `mapped4` and `mapped6` of the guard table.
     pub guarded: BTreeSet<PodIp>,
+    /// Whatever else somebody has put there.
+    pub strays: BTreeSet<PodStray>,
 }
 
 /// What turns one [`PodTables`] into another, in one transaction.
@@ -32,13 +86,19 @@ pub struct PodChanges {
     pub unguard: Vec<PodIp>,
     /// Entries to add to the guard table.
     pub guard: Vec<PodIp>,
+    /// Elements of somebody else's to remove.
+    pub strays: Vec<PodStray>,
 }
 
 impl PodChanges {
     /// Nothing to do.
     pub fn is_empty(&self) -> bool {
-        let Self { unmap, map, unguard, guard } = self;
-        unmap.is_empty() && map.is_empty() && unguard.is_empty() && guard.is_empty()
+        let Self { unmap, map, unguard, guard, strays } = self;
+        unmap.is_empty()
+            && map.is_empty()
+            && unguard.is_empty()
+            && guard.is_empty()
+            && strays.is_empty()
     }
 
     /// Every pod whose VIP these changes touch.
@@ -48,21 +108,26 @@ impl PodChanges {
 
     /// The changes of the main table, and those of the guard.
     pub fn split(self) -> (Self, Self) {
-        let Self { unmap, map, unguard, guard } = self;
-        (Self { unmap, map, ..Self::default() }, Self { unguard, guard, ..Self::default() })
+        let Self { unmap, map, unguard, guard, strays } = self;
+        let (of_main, of_guard) = strays.into_iter().partition(|stray| stray.set.is_map());
+        (
+            Self { unmap, map, strays: of_main, ..Self::default() },
+            Self { unguard, guard, strays: of_guard, ..Self::default() },
+        )
     }
 }
 
 impl fmt::Display for PodChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { unmap, map, unguard, guard } = self;
+        let Self { unmap, map, unguard, guard, strays } = self;
         write!(
             f,
-            "change pods: {} mapped, {} unmapped, {} guarded, {} unguarded",
+            "change pods: {} mapped, {} unmapped, {} guarded, {} unguarded, {} strays removed",
             map.len(),
             unmap.len(),
             guard.len(),
-            unguard.len()
+            unguard.len(),
+            strays.len()
         )
     }
 }
@@ -70,7 +135,7 @@ impl fmt::Display for PodChanges {
 impl PodTables {
     /// What the tables hold after `changes`.
     pub fn apply(&mut self, changes: &PodChanges) {
-        let PodChanges { unmap, map, unguard, guard } = changes;
+        let PodChanges { unmap, map, unguard, guard, strays } = changes;
         for pod in unmap {
             self.vips.remove(pod);
         }
@@ -79,5 +144,8 @@ impl PodTables {
             self.guarded.remove(pod);
         }
         self.guarded.extend(guard.iter().copied());
+        for stray in strays {
+            self.strays.remove(stray);
+        }
     }
 }

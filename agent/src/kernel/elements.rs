@@ -15,11 +15,11 @@ use nix::errno::Errno;
 use shared::{PodIp, Vip};
 
 use self::batch::Batch;
-use super::TableNames;
 use super::nfnetlink::{
     Kind, Message, Nfnetlink, NfnetlinkError, find, number, undisturbed, value,
 };
-use crate::pod_tables::{PodChanges, PodTables};
+use crate::pod_tables::{PodChanges, PodSet, PodStray, PodTables};
+use crate::ruleset::TableNames;
 
 // enum nft_set_elem_list_attributes
 const LIST_TABLE: u16 = 1;
@@ -35,64 +35,6 @@ const FLAGS: u16 = 3;
 const VALUE: u16 = 1;
 // enum nft_set_elem_flags
 const CATCH_ALL: u32 = 2;
-
-/// One of the four maps and sets that hold pods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum PodSet {
-    /// `map pod_vip4 { type ipv4_addr : ipv4_addr }` of the main table.
-    Vip4,
-    /// `map pod_vip6 { type ipv6_addr : ipv6_addr }` of the main table.
-    Vip6,
-    /// `set mapped4 { type ipv4_addr }` of the guard table.
-    Mapped4,
-    /// `set mapped6 { type ipv6_addr }` of the guard table.
-    Mapped6,
-}
-
-impl PodSet {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Vip4, Self::Vip6, Self::Mapped4, Self::Mapped6];
-
-    /// Its name in its table.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Vip4 => "pod_vip4",
-            Self::Vip6 => "pod_vip6",
-            Self::Mapped4 => "mapped4",
-            Self::Mapped6 => "mapped6",
-        }
-    }
-
-    /// The table it is in.
-    pub fn table(self, names: &TableNames) -> &str {
-        match self {
-            Self::Vip4 | Self::Vip6 => &names.main,
-            Self::Mapped4 | Self::Mapped6 => &names.guard,
-        }
-    }
-
-    const fn is_map(self) -> bool {
-        matches!(self, Self::Vip4 | Self::Vip6)
-    }
-}
-
-/// An element no pod can have made: its key is no pod IP, or its value no VIP.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Stray {
-    /// Where it is.
-    pub set: PodSet,
-    /// Its key as the kernel has it; empty is the catch-all element `*`.
-    pub key: Vec<u8>,
-}
-
-/// What the four maps and sets hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Dump {
-    /// The pods.
-    pub tables: PodTables,
-    /// Everything else.
-    pub strays: Vec<Stray>,
-}
 
 /// What was being done to an element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,25 +132,31 @@ impl Elements {
     }
 
     /// Reads all four. Each is a snapshot by itself; others may change one between two of them.
-    pub fn dump(&mut self) -> Result<Dump, ElementsError> {
-        let mut dump = Dump::default();
+    /// One that does not exist holds nothing.
+    pub fn dump(&mut self) -> Result<PodTables, ElementsError> {
+        let mut tables = PodTables::default();
         for set in PodSet::ALL {
-            let SetElements { mut vips, mut guarded, strays } = self.dump_set(set)?;
-            dump.tables.vips.append(&mut vips);
-            dump.tables.guarded.append(&mut guarded);
-            dump.strays.extend(strays);
+            match self.dump_set(set) {
+                Ok(SetElements { mut vips, mut guarded, strays }) => {
+                    tables.vips.append(&mut vips);
+                    tables.guarded.append(&mut guarded);
+                    tables.strays.extend(strays);
+                }
+                Err(ElementsError::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
-        Ok(dump)
+        Ok(tables)
     }
 
-    /// Makes the changes and removes the strays in one transaction: all of it, or nothing.
+    /// Makes the changes in one transaction: all of it, or nothing.
     ///
     /// Whatever its size: a million pods are one datagram of some 50 MB.
-    pub fn apply(&mut self, changes: &PodChanges, strays: &[Stray]) -> Result<(), ElementsError> {
-        if changes.is_empty() && strays.is_empty() {
+    pub fn apply(&mut self, changes: &PodChanges) -> Result<(), ElementsError> {
+        if changes.is_empty() {
             return Ok(());
         }
-        let batch = Batch::of(changes, strays, &self.names, self.netfilter.batch(NFTABLES));
+        let batch = Batch::of(changes, &self.names, self.netfilter.batch(NFTABLES));
         batch.commit(&mut self.netfilter)
     }
 
@@ -245,7 +193,7 @@ fn kind(message: NfTablesMessageType) -> Kind {
 struct SetElements {
     vips: BTreeMap<PodIp, Option<Vip>>,
     guarded: BTreeSet<PodIp>,
-    strays: BTreeSet<Stray>,
+    strays: BTreeSet<PodStray>,
 }
 
 /// The elements of one set, as they come.
@@ -253,7 +201,7 @@ struct SetElements {
 struct Arrivals {
     vips: Vec<(PodIp, Option<Vip>)>,
     guarded: Vec<PodIp>,
-    strays: Vec<Stray>,
+    strays: Vec<PodStray>,
 }
 
 impl Arrivals {
@@ -300,7 +248,7 @@ impl Arrivals {
         match (pod, data.map(|data| address(data).map(held_or_vip))) {
             (Some(pod), None) if !set.is_map() => self.guarded.push(pod),
             (Some(pod), Some(Some(Ok(vip)))) if set.is_map() => self.vips.push((pod, vip)),
-            _ => self.strays.push(Stray { set, key: key.to_vec() }),
+            _ => self.strays.push(PodStray { set, key: key.to_vec() }),
         }
         Ok(())
     }

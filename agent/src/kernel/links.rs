@@ -13,7 +13,7 @@ use nix::errno::Errno;
 
 use super::route_socket::{RequestError, RouteSocket};
 use super::routing::wire::{device_of, metric_of, routes_in_table, wire_family};
-use crate::node_facts::{Link, LocalAddress, NodeFacts, OnLink};
+use crate::node_facts::{Link, LocalAddress, NodeFacts, OnLink, Routed};
 use crate::routing::{Device, Family};
 
 /// What could not be read.
@@ -58,7 +58,11 @@ pub async fn read_node_facts(socket: &RouteSocket) -> Result<NodeFacts, FactsErr
         };
         for message in messages {
             if let RouteNetlinkMessage::NewRoute(message) = message {
-                facts.on_link.extend(on_link(family, &message));
+                match way(family, &message) {
+                    Some(Way::OnLink(route)) => drop(facts.on_link.insert(route)),
+                    Some(Way::Routed(route)) => drop(facts.routed.insert(route)),
+                    None => {}
+                }
             }
         }
     }
@@ -109,12 +113,18 @@ pub(super) const fn is_usable(flags: u32) -> bool {
         && (!flags.contains(AddressFlags::Tentative) || flags.contains(AddressFlags::Optimistic))
 }
 
-fn on_link(family: Family, message: &RouteMessage) -> Option<OnLink> {
+/// A route of table `main`, as far as it says by which device a network is reached.
+enum Way {
+    OnLink(OnLink),
+    Routed(Routed),
+}
+
+fn way(family: Family, message: &RouteMessage) -> Option<Way> {
     let prefix_len = message.header.destination_prefix_length;
     if message.header.address_family != wire_family(family) {
         return None;
     }
-    let mut destination = None;
+    let (mut destination, mut gateway) = (None, false);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(addr)) => {
@@ -123,20 +133,19 @@ fn on_link(family: Family, message: &RouteMessage) -> Option<OnLink> {
             RouteAttribute::Destination(RouteAddress::Inet6(addr)) => {
                 destination = Some(IpAddr::V6(*addr));
             }
-            RouteAttribute::Gateway(_)
-            | RouteAttribute::Via(_)
-            | RouteAttribute::MultiPath(_)
-            | RouteAttribute::EncapType(_) => return None,
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => gateway = true,
+            RouteAttribute::MultiPath(_) | RouteAttribute::EncapType(_) => return None,
             _ => {}
         }
     }
     let network = IpNet::new(destination?, prefix_len).ok()?;
+    let device = device_of(message)?;
+    if gateway {
+        return Some(Way::Routed(Routed { network, device }));
+    }
     // a single address says nothing of a network; a VIP that is here makes such a route
-    (network.prefix_len() < network.max_prefix_len()).then_some(OnLink {
-        network,
-        device: device_of(message)?,
-        metric: metric_of(message),
-    })
+    (network.prefix_len() < network.max_prefix_len())
+        .then(|| Way::OnLink(OnLink { network, device, metric: metric_of(message) }))
 }
 
 #[cfg(test)]
@@ -207,6 +216,9 @@ mod tests {
 
             let networks: Vec<_> =
                 facts.on_link.iter().map(|route| route.network.to_string()).collect();
+            let routed: Vec<_> =
+                facts.routed.iter().map(|route| route.network.to_string()).collect();
+            assert_eq!(routed, ["203.0.113.0/24"]);
             for want in ["192.0.2.0/24", "198.51.100.0/24", "100.64.0.0/16", "fd00::/64"] {
                 assert!(networks.iter().any(|network| network == want), "{want} in {networks:?}");
             }

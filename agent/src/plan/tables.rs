@@ -8,7 +8,7 @@ use shared::PodIp;
 use super::{Step, pod_changes};
 use crate::desired::Desired;
 use crate::kernel_state::{LoadedDigests, Observed, SeenTable};
-use crate::pod_tables::{PodChanges, PodTables};
+use crate::pod_tables::{PodChanges, PodStray, PodTables};
 use crate::ruleset::{Ruleset, Table};
 
 /// Changes to both tables, in one transaction.
@@ -114,13 +114,15 @@ pub(super) fn steps(
     let guard = TableChange::between(guard, observed.guard.as_ref(), loaded_guard);
     // A table made anew is empty, whatever was in it.
     let (no_vips, no_pods) = (BTreeMap::new(), BTreeSet::new());
-    let PodTables { vips, guarded } = &observed.pods;
+    let PodTables { vips, guarded, strays } = &observed.pods;
     let anew = (TableChange::replaces(main.as_ref()), TableChange::replaces(guard.as_ref()));
-    let pods = pod_changes(
+    let mut pods = pod_changes(
         desired.pods,
         if anew.0 { &no_vips } else { vips },
         if anew.1 { &no_pods } else { guarded },
     );
+    let stays = |stray: &&PodStray| if stray.set.is_map() { !anew.0 } else { !anew.1 };
+    pods.strays = strays.iter().filter(stays).cloned().collect();
     let touched = pods.changed();
 
     let mut steps = Vec::new();

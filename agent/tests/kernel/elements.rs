@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use agent::kernel::elements::{Action, Dump, Elements, ElementsError, PodSet, Stray};
+use agent::kernel::elements::{Action, Elements, ElementsError};
 use agent::pod_tables::{PodChanges, PodTables};
+use agent::pod_tables::{PodSet, PodStray};
 use nix::errno::Errno;
 use serde_json::Value;
 use shared::{PodIp, Vip};
@@ -91,7 +92,7 @@ fn nft_sees_the_pods_the_agent_adds() {
         nft(SCHEMA);
         nft("table inet other { map pod_vip4 { type ipv4_addr : ipv4_addr; }; }");
         let mut elements = Elements::open(names()).unwrap();
-        elements.apply(&additions(&few()), &[]).unwrap();
+        elements.apply(&additions(&few())).unwrap();
         assert_eq!(
             listed("map", "egress", "pod_vip4"),
             set(["10.244.1.2 : 192.0.2.222", "10.244.1.3 : 0.0.0.0"])
@@ -111,9 +112,9 @@ fn the_agent_sees_the_pods_nft_adds() {
     in_namespace(|| {
         nft(SCHEMA);
         let mut elements = Elements::open(names()).unwrap();
-        assert_eq!(elements.dump().unwrap(), Dump::default());
+        assert_eq!(elements.dump().unwrap(), PodTables::default());
         nft(FEW);
-        assert_eq!(elements.dump().unwrap(), Dump { tables: few(), strays: vec![] });
+        assert_eq!(elements.dump().unwrap(), few());
     });
 }
 
@@ -129,13 +130,13 @@ fn a_pod_changes_its_vip_in_one_transaction() {
             unguard: vec![pod("10.244.1.9"), pod("fd00:244::9")],
             guard: vec![pod("fd00:244::4")],
         };
-        elements.apply(&changes, &[]).unwrap();
+        elements.apply(&changes).unwrap();
         let mut expected = few();
         expected.vips.insert(pod("10.244.1.2"), vip("192.0.2.1"));
         expected.vips.remove(&pod("fd00:244::2"));
         expected.vips.insert(pod("fd00:244::4"), None);
         expected.guarded = [pod("10.244.1.2"), pod("fd00:244::4")].into();
-        assert_eq!(elements.dump().unwrap(), Dump { tables: expected, strays: vec![] });
+        assert_eq!(elements.dump().unwrap(), expected);
     });
 }
 
@@ -149,7 +150,7 @@ fn a_refused_change_names_its_element_and_changes_nothing() {
 
         let mut changes = additions(&many(5_000, true));
         changes.map.insert(4_000, (pod("10.244.1.2"), vip("192.0.2.1")));
-        match elements.apply(&changes, &[]).unwrap_err() {
+        match elements.apply(&changes).unwrap_err() {
             ElementsError::Refused { action, set, table, element, source } => {
                 assert_eq!((action, set, table.as_str()), (Action::Add, PodSet::Vip4, "egress"));
                 assert_eq!(element, Some(pod("10.244.1.2").addr()));
@@ -159,14 +160,14 @@ fn a_refused_change_names_its_element_and_changes_nothing() {
         }
         let mut changes = additions(&many(10, true));
         changes.unguard.push(pod("fd00::abcd"));
-        let error = elements.apply(&changes, &[]).unwrap_err();
+        let error = elements.apply(&changes).unwrap_err();
         assert!(matches!(error, ElementsError::Refused { source: Errno::ENOENT, .. }));
         assert_eq!(
             error.to_string(),
             "cannot remove fd00::abcd from mapped6 of table inet egress-guard"
         );
         assert_eq!(run("nft", &["list", "ruleset"]), before);
-        elements.apply(&additions(&many(10, true)), &[]).unwrap();
+        elements.apply(&additions(&many(10, true))).unwrap();
     });
 }
 
@@ -183,10 +184,10 @@ fn a_missing_set_is_named() {
         nft("delete set inet egress-guard mapped6");
         let expected = (PodSet::Mapped6, "egress-guard".to_owned());
         assert_eq!(missing(elements.dump().unwrap_err()), expected);
-        assert_eq!(missing(elements.apply(&additions(&few()), &[]).unwrap_err()), expected);
+        assert_eq!(missing(elements.apply(&additions(&few())).unwrap_err()), expected);
         nft("delete table inet egress-guard");
         let expected = (PodSet::Mapped4, "egress-guard".to_owned());
-        assert_eq!(missing(elements.apply(&additions(&few()), &[]).unwrap_err()), expected);
+        assert_eq!(missing(elements.apply(&additions(&few())).unwrap_err()), expected);
         assert_eq!(listed("map", "egress", "pod_vip4"), set([]));
     });
 }
@@ -205,12 +206,12 @@ fn strays_are_told_apart_and_removed() {
         let mut elements = Elements::open(names()).unwrap();
         let dump = elements.dump().unwrap();
         assert_eq!(dump.tables, few());
-        let stray = |set, key: &[u8]| Stray { set, key: key.to_vec() };
+        let stray = |set, key: &[u8]| PodStray { set, key: key.to_vec() };
         let mapped_v4 = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 0, 0, 1];
         assert_eq!(
             BTreeSet::from_iter(dump.strays.clone()),
             BTreeSet::from([
-                stray(PodSet::Vip4, &[]),
+                stray(PodSet::Vip4),
                 stray(PodSet::Vip4, &[10, 0, 0, 9]),
                 stray(PodSet::Vip4, &[224, 0, 0, 1]),
                 stray(PodSet::Vip6, &mapped_v4),
@@ -219,10 +220,10 @@ fn strays_are_told_apart_and_removed() {
             ])
         );
         let map = vec![(pod("10.0.0.9"), None)];
-        elements.apply(&PodChanges { map, ..PodChanges::default() }, &dump.strays).unwrap();
+        elements.apply(&PodChanges { map, ..PodChanges::default() }).unwrap();
         let mut expected = few();
         expected.vips.insert(pod("10.0.0.9"), None);
-        assert_eq!(elements.dump().unwrap(), Dump { tables: expected, strays: vec![] });
+        assert_eq!(elements.dump().unwrap(), expected);
     });
 }
 
@@ -232,7 +233,7 @@ fn a_hundred_thousand_pods_come_and_go_in_one_transaction_each() {
         nft(SCHEMA);
         let tables = many(100_000, true);
         let mut elements = Elements::open(names()).unwrap();
-        elements.apply(&additions(&tables), &[]).unwrap();
+        elements.apply(&additions(&tables)).unwrap();
         let dump = elements.dump().unwrap();
         assert!(dump.strays.is_empty());
         assert!(dump.tables == tables);
@@ -241,8 +242,8 @@ fn a_hundred_thousand_pods_come_and_go_in_one_transaction_each() {
             unguard: tables.guarded.iter().copied().collect(),
             ..PodChanges::default()
         };
-        elements.apply(&changes, &[]).unwrap();
-        assert_eq!(elements.dump().unwrap(), Dump::default());
+        elements.apply(&changes).unwrap();
+        assert_eq!(elements.dump().unwrap(), PodTables::default());
     });
 }
 
@@ -252,7 +253,7 @@ fn a_dump_survives_a_stranger_who_keeps_writing() {
         nft(SCHEMA);
         let tables = many(20_000, true);
         let mut elements = Elements::open(names()).unwrap();
-        elements.apply(&additions(&tables), &[]).unwrap();
+        elements.apply(&additions(&tables)).unwrap();
         let mut stranger = std::process::Command::new("sh")
             .args(["-c", "for i in 1 2 3 4 5 6 7 8 9 10; do nft add table ip other; nft delete table ip other; done"])
             .spawn()

@@ -8,11 +8,11 @@ use shared::{PodIp, Vip};
 
 use super::{
     Action, CATCH_ALL, DATA, ELEMENT, ElementsError, FLAGS, INET, KEY, LIST_ELEMENTS, LIST_SET,
-    LIST_TABLE, NFTABLES, PodSet, Stray, VALUE, address, kind,
+    LIST_TABLE, NFTABLES, VALUE, address, kind,
 };
-use crate::kernel::TableNames;
 use crate::kernel::nfnetlink::{Messages, Nfnetlink, Refusal, find, value};
-use crate::pod_tables::PodChanges;
+use crate::pod_tables::{PodChanges, PodSet, PodStray};
+use crate::ruleset::TableNames;
 
 /// An attribute holds less than 64 KiB; the largest element, v6 to v6, takes 52 bytes.
 const ELEMENTS_PER_MESSAGE: usize = 1200;
@@ -28,13 +28,8 @@ pub(super) struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     /// Removals first, so that a pod can be removed with its old VIP and added with its new one.
-    pub(super) fn of(
-        changes: &PodChanges,
-        strays: &[Stray],
-        names: &'a TableNames,
-        begun: Messages,
-    ) -> Self {
-        let PodChanges { unmap, map, unguard, guard } = changes;
+    pub(super) fn of(changes: &PodChanges, names: &'a TableNames, begun: Messages) -> Self {
+        let PodChanges { unmap, map, unguard, guard, strays } = changes;
         let mut batch = Self { names, messages: begun, contents: Vec::new(), elements: 0 };
         for set in PodSet::ALL {
             batch.put(Action::Remove, set, strays.iter().filter(|stray| stray.set == set), raw);
@@ -119,7 +114,7 @@ fn pod_vip(messages: &mut Messages, (pod, vip): &(PodIp, Option<Vip>)) {
     put_address(messages, DATA, vip.map_or(held, Vip::addr));
 }
 
-fn raw(messages: &mut Messages, Stray { key, .. }: &Stray) {
+fn raw(messages: &mut Messages, PodStray { key, .. }: &PodStray) {
     if key.is_empty() {
         messages.number(FLAGS, CATCH_ALL);
     } else {
