@@ -74,6 +74,8 @@ struct Tap {
     place: String,
     socket: OwnedFd,
     interface: usize,
+    /// MAC addresses whose frames do not count.
+    left_out: Vec<[u8; 6]>,
     record: Mutex<Record>,
 }
 
@@ -85,16 +87,23 @@ struct Record {
 }
 
 impl Capture {
-    /// Captures what reaches `outside` and the router from the LAN; it runs when this returns.
+    /// Captures what reaches `outside` and the router from the nodes; it runs when this returns.
+    ///
+    /// What these two send to each other is left out, whatever the source address.
     pub fn start(lab: &Lab) -> Result<Self> {
-        Self::on(&[(lab.outside(), "eth0"), (lab.router(), "lan")])
+        let places = [(lab.outside(), "eth0"), (lab.router(), "lan")];
+        Self::without_senders(&places, &places.map(|(host, _)| Lab::lan_mac(host)))
     }
 
     /// Captures what reaches these hosts by these interfaces.
     pub fn on(places: &[(&Host, &str)]) -> Result<Self> {
+        Self::without_senders(places, &[])
+    }
+
+    fn without_senders(places: &[(&Host, &str)], left_out: &[[u8; 6]]) -> Result<Self> {
         let taps: Vec<Arc<Tap>> = places
             .iter()
-            .map(|(host, interface)| Tap::open(host, interface).map(Arc::new))
+            .map(|(host, interface)| Tap::open(host, interface, left_out).map(Arc::new))
             .collect::<Result<_>>()?;
         let stop = Arc::new(AtomicBool::new(false));
         let readers = taps
@@ -225,7 +234,7 @@ fn is_discovery(flow: &Flow) -> bool {
 }
 
 impl Tap {
-    fn open(host: &Host, interface: &str) -> Result<Self> {
+    fn open(host: &Host, interface: &str, left_out: &[[u8; 6]]) -> Result<Self> {
         let place = format!("{}:{interface}", host.name);
         let (socket, interface) = host
             .enter(|| -> nix::Result<_> {
@@ -241,7 +250,8 @@ impl Tap {
                 Ok((socket, index as usize))
             })?
             .with_context(|| format!("cannot capture on {place}"))?;
-        Ok(Self { place, socket, interface, record: Mutex::default() })
+        let left_out = left_out.to_vec();
+        Ok(Self { place, socket, interface, left_out, record: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Record> {
@@ -294,7 +304,10 @@ impl Tap {
                 address.ifindex() == self.interface && TO_THIS_MACHINE.contains(&address.pkttype())
             });
             let length = message.bytes;
-            if for_us && let Some(flow) = parse(&frame[..length]) {
+            if for_us
+                && let Some(flow) = parse(&frame[..length])
+                && !self.left_out.contains(&flow.source_mac)
+            {
                 let now = Instant::now();
                 let seen =
                     record.flows.entry(flow).or_insert(Seen { packets: 0, first: now, last: now });

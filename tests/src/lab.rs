@@ -264,6 +264,12 @@ impl Lab {
         &self.router
     }
 
+    /// The MAC address of a machine on the LAN: 02:00, then its address there.
+    pub(crate) fn lan_mac(host: &Host) -> [u8; 6] {
+        let [a, b, c, d] = host.v4.octets();
+        [2, 0, a, b, c, d]
+    }
+
     /// The LAN's switch: bridge `br0`, with one port per machine, named like it. It has no address.
     pub fn lan(&self) -> &Host {
         &self.lan

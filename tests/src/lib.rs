@@ -21,6 +21,7 @@ mod udp;
 mod vip;
 mod wait;
 
+pub use agent::{Agent, HEALTH_PORT};
 pub use capture::{Capture, Flow, Seen};
 pub use command::{run, run_with_input};
 pub use host::{Host, TcpCounters};
@@ -28,7 +29,11 @@ pub use lab::{
     CLUSTER_IP_PORT, Family, Lab, LabBuilder, Masquerade, NODE_PORT, SERVICE_TARGET_PORT,
     TrafficPolicy,
 };
+pub use mappings_dir::{Layout, MappingsDir};
+pub use ping::ping;
+pub use reference::load_reference_rules;
 pub use sweep::{leftovers_of, sweep};
+pub use tcp::{ConnectRate, TcpReport, TcpServer, TcpSession, TcpTransfer, connect_rate, whoami};
 pub use udp::{UdpProbe, UdpReport, UdpServer, UdpServerReport};
 pub use vip::MoveOrder;
 pub use wait::{eventually, wait_until};

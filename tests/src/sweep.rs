@@ -58,8 +58,8 @@ pub(crate) fn remove(names: &[String]) -> Result<()> {
         return Ok(());
     }
     kill_processes_in(names);
-    let batch: String = names.iter().map(|name| format!("netns delete {name}\n")).collect();
-    let outcome = command::run_with_input(&["ip", "-force", "-batch", "-"], &batch);
+    let batch: Vec<String> = names.iter().map(|name| format!("netns delete {name}")).collect();
+    let outcome = command::run_with_input(&["ip", "-force", "-batch", "-"], &batch.join("\n"));
     // Another test process may sweep at the same time; what counts is that they are gone.
     let exists = |name: &String| Path::new(NETNS_DIR).join(name).exists();
     if names.iter().any(exists) {

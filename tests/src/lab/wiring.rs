@@ -18,9 +18,9 @@ const POD_MTU: u16 = 1450;
 
 /// Builds all of it; on an error the caller removes what is there.
 pub(super) fn build(lab: &Lab) -> Result<()> {
-    let namespaces: String =
-        lab.hosts().map(|host| format!("netns add {}\n", host.netns)).collect();
-    run_with_input(&IP_BATCH, &namespaces)?;
+    let namespaces: Vec<String> =
+        lab.hosts().map(|host| format!("netns add {}", host.netns)).collect();
+    run_with_input(&IP_BATCH, &namespaces.join("\n"))?;
     // Before the links: an interface takes its defaults from the namespace when it appears.
     each(lab.hosts(), |host| host.enter(|| sysctls(lab, host))?)?;
     run_with_input(&IP_BATCH, &links(lab))?;
@@ -29,7 +29,7 @@ pub(super) fn build(lab: &Lab) -> Result<()> {
         host.run_with_input(&IP_BATCH, &batch).map(drop)
     })?;
     each(lab.nodes(), |node| {
-        host_to_vxlan(lab, node)?;
+        vxlan_destinations(lab, node)?;
         rules::load(lab, node)
     })
 }
@@ -87,6 +87,16 @@ fn sysctls(lab: &Lab, host: &Host) -> Result<()> {
 fn links(lab: &Lab) -> String {
     let lan = &lab.lan.netns;
     let mut batch = String::new();
+    let on_lan = lab.nodes().iter().chain([&lab.outside, &lab.router]);
+    for (host, interface) in on_lan.map(|host| (host, lan_interface(lab, host))) {
+        let [a, b, c, d, e, f] = Lab::lan_mac(host);
+        let _ = writeln!(
+            batch,
+            "link add {interface} netns {} address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} \
+             type veth peer name {} netns {lan}",
+            host.netns, host.name
+        );
+    }
     let mut cable = |netns: &str, name: &str, far_netns: &str, far_name: &str, mtu: u16| {
         let _ = writeln!(
             batch,
@@ -94,11 +104,6 @@ fn links(lab: &Lab) -> String {
              peer name {far_name} netns {far_netns} mtu {mtu}"
         );
     };
-    for node in lab.nodes() {
-        cable(&node.netns, "eth0", lan, &node.name, 1500);
-    }
-    cable(&lab.outside.netns, "eth0", lan, "outside", 1500);
-    cable(&lab.router.netns, "lan", lan, "router", 1500);
     cable(&lab.far.netns, "eth0", &lab.router.netns, "far", 1500);
     for (node, pods) in lab.nodes().iter().zip(&lab.pods) {
         for (pod, number) in pods.iter().zip(1..) {
@@ -106,6 +111,10 @@ fn links(lab: &Lab) -> String {
         }
     }
     batch
+}
+
+fn lan_interface(lab: &Lab, host: &Host) -> &'static str {
+    if *host == lab.router { "lan" } else { "eth0" }
 }
 
 /// The `ip` batch of one machine.
@@ -182,14 +191,14 @@ fn node(out: &mut String, lab: &Lab, number: usize) {
     }
 }
 
-fn host_to_vxlan(lab: &Lab, node: &Host) -> Result<()> {
-    let batch: String = (1..)
+fn vxlan_destinations(lab: &Lab, node: &Host) -> Result<()> {
+    let batch: Vec<String> = (1..)
         .zip(lab.nodes())
         .filter(|(_, other)| *other != node)
         .map(|(number, other)| {
             let (mac, ip) = (vxlan_mac(number), other.ip(Family::V4));
-            format!("fdb append {mac} dev flannel.1 dst {ip} self permanent\n")
+            format!("fdb append {mac} dev flannel.1 dst {ip} self permanent")
         })
         .collect();
-    node.run_with_input(&["bridge", "-batch", "-"], &batch).map(drop)
+    node.run_with_input(&["bridge", "-batch", "-"], &batch.join("\n")).map(drop)
 }
