@@ -51,5 +51,6 @@ pub fn run_with_input<S: AsRef<str>>(command: &[S], input: &str) -> Result<Strin
 }
 
 fn numbered(input: &str) -> String {
-    input.lines().enumerate().map(|(n, line)| format!("{:4} {line}\n", n + 1)).collect()
+    let lines = (1..).zip(input.lines()).map(|(number, line)| format!("{number:4} {line}"));
+    lines.collect::<Vec<_>>().join("\n")
 }

@@ -8,6 +8,9 @@ use crate::lab::{Family, Lab};
 
 /// Loads the `ViaHolder` rules for one VIP and its pods, all of its family, on every node, together
 /// with the policy route and loose `rp_filter`.
+///
+/// No node may hold the VIP yet: the kernel takes no route whose gateway is an address of its own,
+/// though it keeps one that was there before.
 pub fn load_reference_rules(lab: &Lab, vip: IpAddr, route_id: u8, pods: &[IpAddr]) -> Result<()> {
     let family = Family::of(vip);
     let flag = if family == Family::V4 { "-4" } else { "-6" };

@@ -3,16 +3,21 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
 
 use super::{Family, Lab};
 use crate::command::run_with_input;
 use crate::host::{Host, write_sysctl};
 use crate::rules;
+use crate::wait::wait_until;
 
 const IP_BATCH: [&str; 3] = ["ip", "-batch", "-"];
 const BRIDGE: &str = "mcast_snooping 0 forward_delay 0";
+const LINKS_WITHIN: Duration = Duration::from_secs(10);
 /// What VXLAN leaves of 1500.
 const POD_MTU: u16 = 1450;
 
@@ -31,7 +36,23 @@ pub(super) fn build(lab: &Lab) -> Result<()> {
     each(lab.nodes(), |node| {
         vxlan_destinations(lab, node)?;
         rules::load(lab, node)
-    })
+    })?;
+    each(lab.hosts(), wait_for_links)
+}
+
+/// Waits until every interface works: the kernel says so some time after both ends are up, and a
+/// bridge forwards to a port only then.
+fn wait_for_links(host: &Host) -> Result<()> {
+    let works = |flags: InterfaceFlags| {
+        !flags.contains(InterfaceFlags::IFF_UP) || flags.contains(InterfaceFlags::IFF_RUNNING)
+    };
+    let all_work = host.enter(|| {
+        wait_until(LINKS_WITHIN, || {
+            getifaddrs().is_ok_and(|mut entries| entries.all(|entry| works(entry.flags)))
+        })
+    })?;
+    ensure!(all_work, "an interface does not come up within {LINKS_WITHIN:?}");
+    Ok(())
 }
 
 /// Does it to every host at once.
@@ -89,11 +110,10 @@ fn links(lab: &Lab) -> String {
     let mut batch = String::new();
     let on_lan = lab.nodes().iter().chain([&lab.outside, &lab.router]);
     for (host, interface) in on_lan.map(|host| (host, lan_interface(lab, host))) {
-        let [a, b, c, d, e, f] = Lab::lan_mac(host);
+        let mac = Lab::lan_mac(host).map(|byte| format!("{byte:02x}")).join(":");
         let _ = writeln!(
             batch,
-            "link add {interface} netns {} address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} \
-             type veth peer name {} netns {lan}",
+            "link add {interface} netns {} address {mac} type veth peer name {} netns {lan}",
             host.netns, host.name
         );
     }
