@@ -34,6 +34,6 @@ pub use ping::ping;
 pub use reference::load_reference_rules;
 pub use sweep::{leftovers_of, sweep};
 pub use tcp::{ConnectRate, TcpReport, TcpServer, TcpSession, TcpTransfer, connect_rate, whoami};
-pub use udp::{UdpProbe, UdpReport, UdpServer, UdpServerReport};
+pub use udp::{UdpProbe, UdpReport, UdpServer, UdpServerReport, udp_flood};
 pub use vip::MoveOrder;
 pub use wait::{eventually, wait_until};

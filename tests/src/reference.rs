@@ -45,9 +45,11 @@ fn render(lab: &Lab, vip: IpAddr, route_id: u8, pods: &[IpAddr]) -> String {
     let (subnet, services) = (lab.pod_subnet(family), lab.service_subnet(family));
     let (here, away) =
         (format!("{route_id:#06x}"), format!("{:#06x}", 0x1000 | u32::from(route_id)));
+    // An answer to a neighbour solicitation that the holder sent for a translated packet goes to the
+    // VIP and is untracked: without it no first packet of a new neighbour leaves.
     let discovery = match family {
         Family::V4 => "",
-        Family::V6 => "    icmpv6 type { 133, 134, 135, 136, 137 } accept\n",
+        Family::V6 => "    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept\n",
     };
     format!(
         "table {ip} egress {{

@@ -1,7 +1,7 @@
 //! UDP as a witness: a probe that numbers its packets and a server that says whom it saw.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -114,6 +114,34 @@ fn to_v6(address: IpAddr) -> Ipv6Addr {
     }
 }
 
+/// Sends packets of that many bytes from one socket as fast as it goes, for that long; returns how
+/// many the kernel took. A [`UdpServer::start_silent`] counts those that arrive.
+pub fn udp_flood(host: &Host, server: SocketAddr, bytes: usize, duration: Duration) -> Result<u64> {
+    let flood = || -> std::io::Result<u64> {
+        let socket = connected(server, 0)?;
+        let packet = vec![0; bytes];
+        let (start, mut taken) = (Instant::now(), 0);
+        while start.elapsed() < duration {
+            for _ in 0..64 {
+                taken += u64::from(socket.send(&packet).is_ok());
+            }
+        }
+        Ok(taken)
+    };
+    host.enter(flood)?.with_context(|| format!("cannot send from {} to {server}", host.name))
+}
+
+/// A socket of the calling thread's network.
+fn connected(server: SocketAddr, port: u16) -> std::io::Result<UdpSocket> {
+    let local: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((local, port))?;
+    socket.connect(server)?;
+    Ok(socket)
+}
+
 /// What became of a [`UdpProbe`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UdpReport {
@@ -162,16 +190,8 @@ impl UdpProbe {
         server: SocketAddr,
         per_second: u32,
     ) -> Result<Self> {
-        let local: IpAddr = match server {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
         let socket = host
-            .enter(|| -> std::io::Result<_> {
-                let socket = UdpSocket::bind((local, port))?;
-                socket.connect(server)?;
-                Ok(socket)
-            })?
+            .enter(|| connected(server, port))?
             .with_context(|| format!("cannot send from {} to {server}", host.name))?;
         socket.set_read_timeout(Some(TICK))?;
         let receiver = socket.try_clone()?;

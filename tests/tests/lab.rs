@@ -264,6 +264,33 @@ fn with_the_reference_rules_local_and_remote_pods_leave_with_the_vip() -> Result
     Ok(())
 }
 
+/// Nothing is flushed here, so pods on the old and the new holder stay silent until somebody does; but
+/// they do not leak, and pods elsewhere go on.
+#[test]
+fn with_the_reference_rules_nothing_leaks_while_the_vip_moves() -> Result<()> {
+    for (family, order) in
+        [(Family::V4, MoveOrder::MakeBeforeBreak), (Family::V6, MoveOrder::BreakBeforeMake)]
+    {
+        let lab = Lab::builder().build()?;
+        let vip = vip(family);
+        let pods = [lab.pod(1, 1), lab.pod(2, 1), lab.pod(3, 1)];
+        load_reference_rules(&lab, vip, 64, &pods.map(|pod| pod.ip(family)))?;
+        lab.hold_vip(1, vip)?;
+        let outside = SocketAddr::new(lab.outside().ip(family), PORT);
+        let _server = UdpServer::start(lab.outside(), PORT)?;
+        let capture = Capture::start(&lab)?;
+        let probes: Vec<UdpProbe> =
+            pods.iter().map(|pod| UdpProbe::start(pod, outside, 200)).collect::<Result<_>>()?;
+        eventually(SOON, || probes.iter().all(|probe| probe.received() > 20));
+        lab.move_vip(1, 2, vip, order)?;
+        let (sent, received) = (probes[2].sent(), probes[2].received());
+        eventually(SOON, || probes.iter().all(|probe| probe.sent() > sent + 100));
+        eventually(SOON, || probes[2].received() > received + 50);
+        capture.assert_only_source(vip, outside.ip(), 160);
+    }
+    Ok(())
+}
+
 #[test]
 fn everything_is_gone_after_drop_even_in_a_panic() -> Result<()> {
     let lab = Lab::builder().build()?;
