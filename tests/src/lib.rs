@@ -1,1 +1,39 @@
-//! A laboratory of network namespaces.
+//! A laboratory of network namespaces, and what black-box tests of the built programs need in it.
+//!
+//! [`Lab`] builds a small cluster on this machine and removes it when dropped: nodes with CNI-like
+//! bridges and VXLAN between them, pods, a LAN, a router and two hosts outside. [`UdpProbe`],
+//! [`TcpServer`] and the like make traffic, [`Capture`] is the witness of what left the nodes,
+//! [`Agent`] runs the built program on a node, [`MappingsDir`] is what it reads.
+
+mod agent;
+mod announce;
+mod capture;
+mod command;
+mod host;
+mod lab;
+mod mappings_dir;
+mod ping;
+mod reference;
+mod rules;
+mod sweep;
+mod tcp;
+mod udp;
+mod vip;
+mod wait;
+
+pub use agent::{Agent, HEALTH_PORT};
+pub use capture::{Capture, Flow, Seen};
+pub use command::{run, run_with_input};
+pub use host::{Host, TcpCounters};
+pub use lab::{
+    CLUSTER_IP_PORT, Family, Lab, LabBuilder, Masquerade, NODE_PORT, SERVICE_TARGET_PORT,
+    TrafficPolicy,
+};
+pub use mappings_dir::{Layout, MappingsDir};
+pub use ping::ping;
+pub use reference::load_reference_rules;
+pub use sweep::{leftovers_of, sweep};
+pub use tcp::{ConnectRate, TcpReport, TcpServer, TcpSession, TcpTransfer, connect_rate, whoami};
+pub use udp::{UdpProbe, UdpReport, UdpServer, UdpServerReport, udp_flood};
+pub use vip::MoveOrder;
+pub use wait::{eventually, wait_until};
