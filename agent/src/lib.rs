@@ -10,3 +10,4 @@ pub mod pod_tables;
 pub mod report;
 pub mod routing;
 pub mod ruleset;
+pub mod sources;

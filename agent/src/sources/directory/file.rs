@@ -1,0 +1,202 @@
+//! Decides what one key's file holds, and whether that can be believed. Opens and reads files; touches nothing else.
+//!
+//! A file that somebody has open for writing is not believed. To know, the read happens under a read lease
+//! (`F_SETLEASE`): the kernel grants it only while nobody has the file open for writing, and lets no one open it for
+//! writing until the file is closed again, some microseconds later. So what is read is what some writer left behind
+//! when it closed the file, however long it paused in between.
+//!
+//! Where leases are not to be had (another user's file without `CAP_LEASE`, some network file systems), a file found
+//! by looking is believed once it has been left alone for [`LEFT_ALONE`], and one whose writer was seen to close it
+//! at once.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, SystemTime};
+
+use nix::dir::Type;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::libc;
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::unistd::read;
+
+/// The largest value read, in bytes. A whole `ConfigMap` is no larger.
+pub const MAX_VALUE: usize = 1024 * 1024;
+const USUAL_VALUE: usize = 4096;
+const LEFT_ALONE: Duration = Duration::from_secs(2);
+
+/// Why the file of a key, or the folder of an object, has no value we can use.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    #[error("its name is not UTF-8")]
+    Name,
+    #[error("it is not UTF-8 text")]
+    Text,
+    #[error("it is larger than {MAX_VALUE} bytes")]
+    TooLarge,
+    #[error("it is not a regular file")]
+    NotAFile,
+    #[error("it is not a folder")]
+    NotAFolder,
+    #[error("it has been open for writing for more than a second")]
+    BeingWritten,
+    #[error("cannot read it: {0}")]
+    Unreadable(Errno),
+    #[error("cannot watch it: {0}")]
+    Unwatchable(String),
+}
+
+/// What led to reading a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Evidence {
+    /// It was found by listing its folder, or appeared under this name: it may be half written.
+    Found,
+    /// Its writer closed it, or moved it here.
+    Finished,
+}
+
+/// The outcome of reading one file.
+#[derive(Debug)]
+pub(super) enum Reading {
+    Value(String),
+    /// No such key: no file, a dangling link, or a folder.
+    Absent,
+    /// Not finished by its writer; to be tried again.
+    Busy,
+    Failed(Unusable),
+}
+
+/// Reads files into one buffer that is used again and again.
+pub(super) struct FileReader {
+    buffer: Vec<u8>,
+}
+
+enum Lease {
+    Held,
+    Writers,
+    Unavailable,
+}
+
+impl FileReader {
+    pub(super) fn new() -> Self {
+        Self { buffer: vec![0; USUAL_VALUE] }
+    }
+
+    /// Reads `name` in `folder`. `kind` is what the folder's listing says it is, if that is known. Never blocks on a
+    /// pipe or a device: those are not opened.
+    pub(super) fn read(
+        &mut self,
+        folder: BorrowedFd<'_>,
+        name: &CStr,
+        kind: Option<Type>,
+        evidence: Evidence,
+    ) -> Reading {
+        self.try_read(folder, name, kind, evidence).unwrap_or_else(|errno| match errno {
+            Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR => Reading::Absent,
+            Errno::EAGAIN => Reading::Busy,
+            errno => Reading::Failed(Unusable::Unreadable(errno)),
+        })
+    }
+
+    fn try_read(
+        &mut self,
+        folder: BorrowedFd<'_>,
+        name: &CStr,
+        kind: Option<Type>,
+        evidence: Evidence,
+    ) -> Result<Reading, Errno> {
+        if kind != Some(Type::File) {
+            match file_type(&fstatat(folder, name, AtFlags::empty())?) {
+                SFlag::S_IFREG => {}
+                SFlag::S_IFDIR => return Ok(Reading::Absent),
+                _ => return Ok(Reading::Failed(Unusable::NotAFile)),
+            }
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let file = openat(folder, name, flags, Mode::empty())?;
+        match read_lease(&file) {
+            Lease::Held => self.content(&file),
+            Lease::Writers => Ok(Reading::Busy),
+            Lease::Unavailable => self.content_without_lease(&file, evidence),
+        }
+    }
+
+    fn content_without_lease(
+        &mut self,
+        file: &OwnedFd,
+        evidence: Evidence,
+    ) -> Result<Reading, Errno> {
+        if file_type(&fstat(file)?) != SFlag::S_IFREG {
+            return Ok(Reading::Failed(Unusable::NotAFile));
+        }
+        let content = self.content(file)?;
+        // after the read: whatever was written before it or meanwhile shows in the times
+        if evidence == Evidence::Found && is_young(&fstat(file)?) {
+            return Ok(Reading::Busy);
+        }
+        Ok(content)
+    }
+
+    fn content(&mut self, file: &OwnedFd) -> Result<Reading, Errno> {
+        let mut filled = 0;
+        loop {
+            match read(file, &mut self.buffer[filled..]) {
+                Ok(n) => filled += n,
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(errno),
+            }
+            if filled < self.buffer.len() {
+                break; // a regular file is read short only at its end
+            }
+            if filled > MAX_VALUE {
+                self.forget_large();
+                return Ok(Reading::Failed(Unusable::TooLarge));
+            }
+            self.buffer.resize((filled * 4).min(MAX_VALUE + 1), 0);
+        }
+        let reading = match std::str::from_utf8(&self.buffer[..filled]) {
+            Ok(text) => Reading::Value(text.to_owned()),
+            Err(_) => Reading::Failed(Unusable::Text),
+        };
+        self.forget_large();
+        Ok(reading)
+    }
+
+    fn forget_large(&mut self) {
+        self.buffer.truncate(USUAL_VALUE);
+        self.buffer.shrink_to_fit();
+    }
+}
+
+fn file_type(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
+}
+
+fn is_young(stat: &FileStat) -> bool {
+    let newest = stat.st_mtime.max(stat.st_ctime);
+    let newest = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(newest).unwrap_or(0));
+    match SystemTime::now().duration_since(newest) {
+        Ok(age) => age < LEFT_ALONE + Duration::from_secs(1), // whole seconds were compared
+        Err(ahead) => ahead.duration() < LEFT_ALONE,
+    }
+}
+
+/// Asks for a lease that lasts until `file` is closed.
+fn read_lease(file: &OwnedFd) -> Lease {
+    const F_SETSIG: libc::c_int = 10; // missing in the libc crate for glibc
+    // A writer that meets the lease makes the kernel signal us: SIGIO would end the process, SIGURG is ignored by
+    // default. The writer goes on when we close, so there is nothing to do about it.
+    let granted = fcntl(file.as_fd(), F_SETSIG, libc::SIGURG)
+        .and_then(|()| fcntl(file.as_fd(), libc::F_SETLEASE, libc::F_RDLCK));
+    match granted {
+        Ok(()) => Lease::Held,
+        Err(Errno::EAGAIN) => Lease::Writers,
+        Err(_) => Lease::Unavailable,
+    }
+}
+
+#[expect(unsafe_code, reason = "neither std nor nix offers F_SETLEASE and F_SETSIG")]
+fn fcntl(file: BorrowedFd<'_>, command: libc::c_int, argument: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: the descriptor is open for as long as it is borrowed; both commands take an integer, no memory.
+    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), command, argument) }).map(drop)
+}
