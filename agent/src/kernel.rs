@@ -9,6 +9,7 @@ mod nfnetlink;
 pub mod nft;
 pub mod route_socket;
 pub mod routing;
+mod seen;
 pub mod sysctl;
 pub mod tables;
 

@@ -32,6 +32,8 @@ pub struct Observed {
 /// A table of ours, but for the elements of its declared maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SeenTable {
+    /// Switched off: none of its chains is asked.
+    pub dormant: bool,
     /// Chains by name.
     pub chains: BTreeMap<String, SeenChain>,
     /// Declared maps and sets by name; `None` for a type that we never declare.
@@ -109,7 +111,7 @@ impl SeenTable {
         let hooked_otherwise = wanted.chains.iter().any(|(name, chain)| {
             self.chains.get(name).is_some_and(|seen| !same_hook(seen.hook, chain))
         });
-        declared_otherwise || hooked_otherwise
+        self.dormant || declared_otherwise || hooked_otherwise
     }
 
     /// The chains that are missing, or whose rules are not exactly the wanted ones.

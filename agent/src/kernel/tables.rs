@@ -12,7 +12,8 @@ use netlink_packet_netfilter::nftables::NfTablesMessageType;
 use netlink_packet_netfilter::{NetfilterProtoFamily, NetfilterSubsystem};
 use nix::errno::Errno;
 
-use super::TableNames;
+use crate::kernel_state::Count;
+use crate::ruleset::TableNames;
 use super::nfnetlink::{Kind, Message, Messages, Nfnetlink, NfnetlinkError, undisturbed};
 
 /// Both tables at one moment.
@@ -86,15 +87,6 @@ pub struct Set {
     pub data_len: u32,
     /// `NFT_SET_*`.
     pub flags: u32,
-}
-
-/// What a counter has seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
-    /// Packets since it was loaded.
-    pub packets: u64,
-    /// Bytes since it was loaded.
-    pub bytes: u64,
 }
 
 /// The named counters of both tables; those of a missing table are none.

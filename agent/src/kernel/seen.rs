@@ -1,0 +1,63 @@
+//! From the kernel's numbers to our own types: what tables look like.
+
+use crate::kernel_state::{SeenChain, SeenHook, SeenRule, SeenTable};
+use crate::routing::Family;
+use crate::ruleset::{Declared, Hook, HookKind, HookPoint};
+
+use super::tables::{Base, Chain, Set, Table};
+
+// linux/netfilter.h, linux/netfilter/nf_tables.h
+const NF_INET_PRE_ROUTING: u32 = 0;
+const NF_INET_POST_ROUTING: u32 = 4;
+const NF_ACCEPT: u32 = 1;
+const NFT_TABLE_F_DORMANT: u32 = 1;
+const NFT_SET_MAP: u32 = 8;
+
+pub(super) fn table(seen: Table) -> SeenTable {
+    let Table { flags, chains, sets, counters } = seen;
+    SeenTable {
+        dormant: flags & NFT_TABLE_F_DORMANT != 0,
+        chains: chains.into_iter().map(|(name, seen)| (name, chain(seen))).collect(),
+        declared: sets.into_iter().map(|(name, set)| (name, declared(&set))).collect(),
+        counters,
+    }
+}
+
+fn chain(seen: Chain) -> SeenChain {
+    let Chain { base, rules } = seen;
+    let rules = rules.into_iter().map(|rule| SeenRule { comment: rule.comment, digest: rule.digest });
+    SeenChain { hook: base.map_or(SeenHook::None, |base| hook(&base)), rules: rules.collect() }
+}
+
+fn hook(base: &Base) -> SeenHook {
+    let Base { kind, hook, priority, policy } = base;
+    let kind = match kind.as_str() {
+        "filter" => HookKind::Filter,
+        "nat" => HookKind::Nat,
+        _ => return SeenHook::Other,
+    };
+    let point = match *hook {
+        NF_INET_PRE_ROUTING => HookPoint::Prerouting,
+        NF_INET_POST_ROUTING => HookPoint::Postrouting,
+        _ => return SeenHook::Other,
+    };
+    if *policy != NF_ACCEPT {
+        return SeenHook::Other;
+    }
+    SeenHook::Known(Hook { kind, point, priority: *priority })
+}
+
+/// `None` for anything but a plain map or set of addresses.
+fn declared(set: &Set) -> Option<Declared> {
+    let Set { key_len, data_len, flags, .. } = *set;
+    let family = match key_len {
+        4 => Family::V4,
+        16 => Family::V6,
+        _ => return None,
+    };
+    match (flags, data_len) {
+        (0, 0) => Some(Declared::Set(family)),
+        (NFT_SET_MAP, len) if len == key_len => Some(Declared::Map(family)),
+        _ => None,
+    }
+}
