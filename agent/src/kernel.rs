@@ -3,6 +3,7 @@
 //! Everything here blocks, so it belongs on a thread of its own. Nothing here decides what ought to
 //! be there.
 
+pub mod conntrack;
 pub mod elements;
 mod nfnetlink;
 pub mod tables;
