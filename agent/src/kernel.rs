@@ -3,6 +3,7 @@
 //! Nothing here decides what ought to be there. Much of it blocks, so all of it belongs on a
 //! thread of its own.
 
+pub mod conntrack;
 pub mod elements;
 pub mod links;
 mod nfnetlink;

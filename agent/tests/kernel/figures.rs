@@ -1,6 +1,6 @@
 //! How long things take. Prints; run by name, in release, with `--ignored --nocapture`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use agent::kernel::elements::Elements;
 use agent::pod_tables::PodChanges;
@@ -9,10 +9,16 @@ use crate::elements::{additions, many};
 use crate::namespace::{SCHEMA, in_namespace, names, nft};
 
 fn timed<T>(what: &str, act: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
+    let (start, worked) = (Instant::now(), processor_time());
     let result = act();
-    println!("{what}: {:?}", start.elapsed());
+    println!("{what}: {:?}, of it {:?} at work", start.elapsed(), processor_time() - worked);
     result
+}
+
+/// What this thread has had of a processor, in the kernel too.
+fn processor_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
 }
 
 #[test]
@@ -20,7 +26,7 @@ fn timed<T>(what: &str, act: impl FnOnce() -> T) -> T {
 fn elements_at_a_hundred_thousand() {
     in_namespace(|| {
         for (families, both) in [("v4", false), ("v4 and v6", true)] {
-            nft(SCHEMA);
+            nft(&SCHEMA.replace("_addr; }", &std::env::var("SZ").unwrap_or("_addr; }".into())));
             let mut elements = Elements::open(names()).unwrap();
             let all = additions(&many(100_000, both));
             let map = PodChanges { map: all.map.clone(), ..PodChanges::default() };

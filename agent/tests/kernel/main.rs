@@ -2,6 +2,7 @@
 //!
 //! Needs root; fails without.
 
+mod conntrack;
 mod elements;
 mod figures;
 mod namespace;

@@ -70,6 +70,13 @@ impl Messages {
         self.close();
     }
 
+    /// Adds attributes that the kernel has laid out.
+    pub(crate) fn raw(&mut self, attributes: &[u8]) {
+        self.bytes.extend_from_slice(attributes);
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        self.close();
+    }
+
     /// Adds a string as the kernel wants it: NUL-terminated.
     pub(crate) fn text(&mut self, kind: u16, value: &str) {
         self.attribute(kind, &[value.as_bytes(), &[0]].concat());
@@ -104,12 +111,8 @@ impl Messages {
         self.bytes[self.last..self.last + 4].copy_from_slice(&length.to_ne_bytes());
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    pub(crate) fn count(&self) -> u32 {
-        self.count
+    pub(crate) fn count(&self) -> usize {
+        self.count as usize
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -145,15 +148,13 @@ fn attribute_length(length: usize) -> [u8; 2] {
 /// A message from the kernel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Message<'a> {
-    pub(crate) family: u8,
-    /// The low half of the header's last field; nftables puts the generation there.
     pub(crate) attributes: &'a [u8],
 }
 
 impl<'a> Message<'a> {
     pub(super) fn parse(payload: &'a [u8]) -> Result<Self, DecodeError> {
-        let header = NetfilterHeader::parse(payload).context("netfilter header")?;
-        Ok(Self { family: header.family.into(), attributes: &payload[FAMILY_HEADER..] })
+        NetfilterHeader::parse(payload).context("netfilter header")?;
+        Ok(Self { attributes: &payload[FAMILY_HEADER..] })
     }
 
     pub(crate) fn attributes(&self) -> NlasIterator<&'a [u8]> {
