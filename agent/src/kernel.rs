@@ -172,7 +172,7 @@ impl Kernel {
                 let addresses = pods.iter().map(|pod| pod.addr()).collect();
                 self.conntrack.forget(&addresses)?;
             }
-            Step::ForgetMarks(wrong) => self.forget_marks(wrong, marks)?,
+            Step::Rebind { wrong, places: _ } => self.forget_marks(wrong, marks)?,
             Step::DeleteRule(rule) => self.routing.del_rule(rule).await?,
             Step::DeleteRoute(route) => self.routing.del_route(route).await?,
             Step::DeleteStray(stray) => self.routing.del_stray(stray).await?,

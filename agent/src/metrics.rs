@@ -1,7 +1,7 @@
 //! What the agent tells Prometheus.
 
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -148,9 +148,12 @@ impl Metrics {
         self.missing.set(gauge(missing));
     }
 
-    /// The kernel holds all that is desired, at this time since the epoch.
-    pub fn succeeded(&self, since_epoch: Duration) {
-        self.last_success.set(since_epoch.as_secs_f64());
+    /// The kernel holds all that is desired.
+    pub fn succeeded(&self) {
+        // A clock before 1970 has nothing to tell.
+        if let Ok(now) = SystemTime::now().duration_since(UNIX_EPOCH) {
+            self.last_success.set(now.as_secs_f64());
+        }
     }
 }
 

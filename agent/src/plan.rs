@@ -46,7 +46,12 @@ pub enum Step {
     ForgetPods(BTreeSet<PodIp>),
     /// End the tracking of connections that carry one of these marks: they were decided for where
     /// a VIP no longer is. The next packet is decided anew; TCP goes on.
-    ForgetMarks(BTreeSet<u32>),
+    Rebind {
+        /// The marks of decisions that hold no longer.
+        wrong: BTreeSet<u32>,
+        /// What all connections are bound to afterwards.
+        places: BTreeMap<RouteId, Place>,
+    },
     /// Remove a policy rule.
     DeleteRule(PolicyRule),
     /// Remove a route.
@@ -73,7 +78,7 @@ impl fmt::Display for Step {
             Self::ForgetPods(pods) => {
                 write!(f, "forget sessionless connections of {} pods", pods.len())
             }
-            Self::ForgetMarks(marks) => {
+            Self::Rebind { wrong: marks, places: _ } => {
                 f.write_str("forget connections marked")?;
                 marks.iter().try_for_each(|mark| write!(f, " {mark:#x}"))
             }
@@ -109,7 +114,7 @@ pub fn plan(
     }
     let wrong = wrong_marks(places, observed.places.as_ref(), marks);
     if !wrong.is_empty() {
-        steps.push(Step::ForgetMarks(wrong));
+        steps.push(Step::Rebind { wrong, places: places.clone() });
     }
 
     let unwanted_rules = routing.rules.difference(rules);

@@ -1,0 +1,206 @@
+//! The running agent: waits for news, has the kernel brought in line, tells the outside.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use shared::telemetry::Health;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::kernel::KernelError;
+use crate::kernel::notifications::{Notice, Notifications};
+use crate::metrics::Metrics;
+use crate::sources::directory::{DirectorySource, Unreadable};
+use crate::sync::{Sync, SyncError};
+
+/// The shortest wait before a failed synchronisation is tried again; it doubles each time.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// The longest wait before a failed synchronisation is tried again.
+const LAST_RETRY: Duration = Duration::from_secs(5);
+/// Between two repairs: somebody who fights us shall not cost a whole core.
+const BETWEEN_REPAIRS: Duration = Duration::from_millis(20);
+/// Before a directory that could not be read is read again.
+const BEFORE_READING: Duration = Duration::from_secs(1);
+/// How long mappings have to rest before what is wrong with them is looked for, which takes longer
+/// than to put them into the kernel.
+const BEFORE_REPORT: Duration = Duration::from_millis(200);
+
+/// What runs.
+pub struct Agent {
+    /// What keeps the kernel in line.
+    pub sync: Sync,
+    /// Where mappings come from.
+    pub source: DirectorySource,
+    /// What others change in the kernel; subscribed to before the first look.
+    pub notifications: Notifications,
+    /// Where numbers are told.
+    pub metrics: Metrics,
+    /// Where it is told that we live, and are ready.
+    pub health: Health,
+    /// How often the whole kernel is looked at, at least.
+    pub interval: Duration,
+}
+
+/// When what is due.
+struct Timetable {
+    look: Instant,
+    sync: Option<Instant>,
+    report: Option<Instant>,
+    read: Instant,
+    repair: Instant,
+    retry: Duration,
+}
+
+impl Timetable {
+    fn sync_by(&mut self, at: Instant) {
+        self.sync = Some(self.sync.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    fn next(&self) -> Instant {
+        [self.sync, self.report].into_iter().flatten().fold(self.look, Instant::min)
+    }
+}
+
+fn is_due(at: Option<Instant>) -> bool {
+    at.is_some_and(|at| at <= Instant::now())
+}
+
+impl Agent {
+    /// Runs until `shutdown`, and leaves the kernel as it is then.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), KernelError> {
+        let now = Instant::now();
+        let mut due = Timetable {
+            look: now + self.interval,
+            sync: None,
+            report: None,
+            read: now,
+            repair: now,
+            retry: FIRST_RETRY,
+        };
+        let mut complaints = Complaints::default();
+        self.health.set_unready("mappings were not read yet");
+        loop {
+            self.health.beat();
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                notice = self.notifications.next() => self.hear(notice?, &mut due)?,
+                batch = self.source.next(), if due.read <= Instant::now() => match batch {
+                    Ok(batch) => {
+                        self.sync.learn(batch.changes);
+                        complaints.unreadable.extend(batch.unreadable);
+                        due.report = Some(Instant::now() + BEFORE_REPORT);
+                        due.sync_by(Instant::now());
+                    }
+                    Err(error) => {
+                        complaints.once(&error);
+                        due.read = Instant::now() + BEFORE_READING;
+                        due.report = Some(due.read);
+                    }
+                },
+                () = sleep_until(due.next()) => {}
+            }
+            if is_due(Some(due.look)) {
+                due.look = Instant::now() + self.interval;
+                match self.sync.look_again() {
+                    Ok(()) => due.sync_by(Instant::now()),
+                    Err(error) => complaints.once(&error),
+                }
+            }
+            if is_due(due.sync) {
+                self.sync_now(&mut due, &mut complaints).await;
+            }
+            if is_due(due.report) {
+                due.report = None;
+                complaints.tell(&self.sync);
+                self.metrics.mapped(&self.sync.counts());
+            }
+        }
+    }
+
+    /// Takes in a notice and all others that are there by now.
+    fn hear(&mut self, first: Notice, due: &mut Timetable) -> Result<(), KernelError> {
+        let mut notices = self.notifications.drain()?;
+        notices.insert(first);
+        for notice in &notices {
+            self.sync.notice(notice);
+            let at = match notice {
+                Notice::Nftables { .. } | Notice::Routing | Notice::NetConf { .. } => due.repair,
+                _ => Instant::now(),
+            };
+            due.sync_by(at);
+        }
+        Ok(())
+    }
+
+    async fn sync_now(&mut self, due: &mut Timetable, complaints: &mut Complaints) {
+        due.sync = None;
+        match self.sync.sync().await {
+            Ok(steps) => {
+                due.retry = FIRST_RETRY;
+                if steps > 0 {
+                    due.repair = Instant::now() + BETWEEN_REPAIRS;
+                    due.report = Some(Instant::now() + BEFORE_REPORT);
+                }
+                self.health.set_ready();
+            }
+            // Nothing to try again before more was read.
+            Err(error @ SyncError::Incomplete(_)) => {
+                complaints.once(&error);
+                self.health.set_unready(&error.to_string());
+            }
+            Err(error) => {
+                complaints.once(&error);
+                self.health.set_unready(&error.to_string());
+                due.sync = Some(Instant::now() + due.retry);
+                due.retry = (due.retry * 2).min(LAST_RETRY);
+            }
+        }
+    }
+}
+
+/// What is wrong with what we are given; each fault is told when it comes and when it goes.
+#[derive(Default)]
+struct Complaints {
+    unreadable: Vec<Unreadable>,
+    standing: BTreeSet<String>,
+    last: String,
+}
+
+impl Complaints {
+    /// Tells of an error, but for one that was told just before.
+    fn once(&mut self, error: &(dyn std::error::Error + 'static)) {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(source) = cause {
+            text = format!("{text}: {source}");
+            cause = source.source();
+        }
+        if text != self.last {
+            error!("{text}");
+            self.last = text;
+        }
+    }
+
+    /// Tells what is wrong with the mappings now and was not before, and what no longer is.
+    fn tell(&mut self, sync: &Sync) {
+        for Unreadable { object, key, reason } in self.unreadable.drain(..) {
+            let key = key.as_deref().unwrap_or("-");
+            warn!(object, key, "cannot read {object}, key {key}: {reason}; its last content counts");
+        }
+        let store = sync.store();
+        let mut now: BTreeSet<String> = store.rejected().iter().map(ToString::to_string).collect();
+        now.extend(store.mappings().iter().flat_map(|mappings| mappings.problems()).map(|p| p.to_string()));
+        now.extend(store.missing().map(|object| {
+            format!("{object} is missing: its last content counts; an empty one removes its entries")
+        }));
+        for fault in now.difference(&self.standing) {
+            warn!("{fault}");
+        }
+        for fault in self.standing.difference(&now) {
+            info!("no longer: {fault}");
+        }
+        self.standing = now;
+    }
+}
