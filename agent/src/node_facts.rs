@@ -18,7 +18,8 @@ pub struct NodeFacts {
     pub links: BTreeMap<u32, Link>,
     /// Every address of every device.
     pub addresses: BTreeSet<LocalAddress>,
-    /// The networks that can be reached without a gateway; not those of a single address.
+    /// The networks that can be reached without a gateway; not those of a single address,
+    /// nor the link-local one.
     pub on_link: BTreeSet<OnLink>,
     /// The networks that are reached through a gateway: pods of other nodes are, by an overlay or
     /// by the nodes themselves.

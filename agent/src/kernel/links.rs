@@ -143,8 +143,9 @@ fn way(family: Family, message: &RouteMessage) -> Option<Way> {
     if gateway {
         return Some(Way::Routed(Routed { network, device }));
     }
+    let link_local = matches!(network, IpNet::V6(v6) if v6.addr().is_unicast_link_local());
     // a single address says nothing of a network; a VIP that is here makes such a route
-    (network.prefix_len() < network.max_prefix_len())
+    (!link_local && network.prefix_len() < network.max_prefix_len())
         .then(|| Way::OnLink(OnLink { network, device, metric: metric_of(message) }))
 }
 
