@@ -20,10 +20,10 @@ mod scratch_netns;
 
 use std::collections::BTreeSet;
 
-pub use self::nfnetlink::NfnetlinkError;
 use self::conntrack::{Conntrack, ConntrackError};
 use self::elements::{Elements, ElementsError};
 use self::links::{FactsError, read_node_facts};
+pub use self::nfnetlink::NfnetlinkError;
 use self::nft::{Nft, NftError};
 use self::notifications::{Interest, NotificationError, Notifications, OwnPorts};
 use self::route_socket::{RequestError, RouteSocket};

@@ -187,13 +187,20 @@ impl Complaints {
     fn tell(&mut self, sync: &Sync) {
         for Unreadable { object, key, reason } in self.unreadable.drain(..) {
             let key = key.as_deref().unwrap_or("-");
-            warn!(object, key, "cannot read {object}, key {key}: {reason}; its last content counts");
+            warn!(
+                object,
+                key, "cannot read {object}, key {key}: {reason}; its last content counts"
+            );
         }
         let store = sync.store();
         let mut now: BTreeSet<String> = store.rejected().iter().map(ToString::to_string).collect();
-        now.extend(store.mappings().iter().flat_map(|mappings| mappings.problems()).map(|p| p.to_string()));
+        now.extend(
+            store.mappings().iter().flat_map(|mappings| mappings.problems()).map(|p| p.to_string()),
+        );
         now.extend(store.missing().map(|object| {
-            format!("{object} is missing: its last content counts; an empty one removes its entries")
+            format!(
+                "{object} is missing: its last content counts; an empty one removes its entries"
+            )
         }));
         for fault in now.difference(&self.standing) {
             warn!("{fault}");

@@ -158,7 +158,7 @@ impl Sync {
     /// Takes in that something has changed in the kernel.
     pub fn notice(&mut self, notice: &Notice) {
         let why = match notice {
-            Notice::Address { .. } | Notice::Networks => {
+            Notice::Address { .. } | Notice::Networks | Notice::Routed { .. } => {
                 self.stale.facts = true;
                 Why::Node
             }
@@ -345,7 +345,11 @@ impl Sync {
             let Some(change) = change else { continue };
             self.loaded[index] = seen[index].as_ref().map(LoadedDigests::of).unwrap_or_default();
             if matches!(change, TableChange::Replace(_)) {
-                if index == 0 { pods.vips.clear() } else { pods.guarded.clear() }
+                if index == 0 {
+                    pods.vips.clear()
+                } else {
+                    pods.guarded.clear()
+                }
                 pods.strays.retain(|stray| stray.set.is_map() != (index == 0));
             }
         }

@@ -18,7 +18,7 @@ use crate::host::Host;
 use crate::wait::wait_until;
 
 /// The port of the agent's `/healthz`, `/readyz` and `/metrics`; every node has its own network.
-pub const HEALTH_PORT: u16 = 9808;
+pub const HEALTH_PORT: u16 = 9797;
 const READY_WITHIN: Duration = Duration::from_secs(10);
 const STOPPED_WITHIN: Duration = Duration::from_secs(10);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);

@@ -25,7 +25,8 @@ pub(super) fn table(seen: Table) -> SeenTable {
 
 fn chain(seen: Chain) -> SeenChain {
     let Chain { base, rules } = seen;
-    let rules = rules.into_iter().map(|rule| SeenRule { comment: rule.comment, digest: rule.digest });
+    let rules =
+        rules.into_iter().map(|rule| SeenRule { comment: rule.comment, digest: rule.digest });
     SeenChain { hook: base.map_or(SeenHook::None, |base| hook(&base)), rules: rules.collect() }
 }
 

@@ -12,9 +12,9 @@ use netlink_packet_netfilter::nftables::NfTablesMessageType;
 use netlink_packet_netfilter::{NetfilterProtoFamily, NetfilterSubsystem};
 use nix::errno::Errno;
 
+use super::nfnetlink::{Kind, Message, Messages, Nfnetlink, NfnetlinkError, undisturbed};
 use crate::kernel_state::Count;
 use crate::ruleset::TableNames;
-use super::nfnetlink::{Kind, Message, Messages, Nfnetlink, NfnetlinkError, undisturbed};
 
 /// Both tables at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,0 +1,246 @@
+//! What the command line asks for, from flags to exit code.
+//!
+//! Exit codes are those of `sysexits.h`, so that a script can tell apart what to do: 64 the
+//! command line is wrong (2 when clap finds it), 69 something that is needed is missing (`nft`, a
+//! port), 77 a capability is missing, 78 the configuration does not fit this node (directory,
+//! interface), 70 anything else.
+
+mod counters;
+
+use std::io::Write;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::errno::Errno;
+use prometheus_client::registry::Registry;
+use shared::config_map::Object;
+use shared::telemetry::{self, Health, LogsError, ServeError};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, info_span};
+
+use crate::cli::{Cli, Output};
+use crate::desired::Settings;
+use crate::kernel::{Kernel, KernelError};
+use crate::kernel_state::Observed;
+use crate::metrics::Metrics;
+use crate::node_facts::NoUplink;
+use crate::report::{Report, report};
+use crate::routing::InvalidOwnership;
+use crate::run::Agent;
+use crate::sources::directory::{DirectorySource, SourceError};
+use crate::sync::Sync;
+use self::counters::KernelCounters;
+
+/// How long the main loop may be busy before `/healthz` says that it is stuck: the first load of a
+/// very large node takes some seconds.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// Why a command cannot be carried out at all.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("nothing to do: name a directory of mappings with --mappings-dir, or see --help")]
+    NoSource,
+    #[error("cannot run without CAP_NET_ADMIN; run as root, or add the capability to the container")]
+    NoCapability,
+    #[error("cannot run {program}: install nftables 1.0.6 or later, or name it with --nft")]
+    NoNft { program: String, source: std::io::Error },
+    #[error("cannot use --interface: {0}")]
+    Interface(NoUplink),
+    #[error("{failures} things could not be removed; the log names them")]
+    NotCleanedUp { failures: usize },
+}
+
+/// Does it, and says how it ended.
+pub fn execute(cli: &Cli) -> ExitCode {
+    match carry_out(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to tell when even standard error is closed.
+            let _ = writeln!(std::io::stderr(), "agent: {error:#}");
+            ExitCode::from(code(&error))
+        }
+    }
+}
+
+fn code(error: &anyhow::Error) -> u8 {
+    const USAGE: u8 = 64;
+    const UNAVAILABLE: u8 = 69;
+    const SOFTWARE: u8 = 70;
+    const NO_PERMISSION: u8 = 77;
+    const CONFIGURATION: u8 = 78;
+    for cause in error.chain() {
+        if let Some(refusal) = cause.downcast_ref::<Refusal>() {
+            return match refusal {
+                Refusal::NoSource => USAGE,
+                Refusal::NoCapability => NO_PERMISSION,
+                Refusal::NoNft { .. } => UNAVAILABLE,
+                Refusal::Interface(_) => CONFIGURATION,
+                Refusal::NotCleanedUp { .. } => SOFTWARE,
+            };
+        }
+        if cause.is::<InvalidOwnership>() || cause.is::<LogsError>() {
+            return USAGE;
+        }
+        if cause.is::<SourceError>() {
+            return CONFIGURATION;
+        }
+        if cause.is::<ServeError>() {
+            return UNAVAILABLE;
+        }
+    }
+    SOFTWARE
+}
+
+fn carry_out(cli: &Cli) -> anyhow::Result<()> {
+    let settings = cli.kernel.settings()?;
+    telemetry::init_logs(cli.log_format)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start a runtime")?;
+    if cli.action.dump_rules {
+        let report = runtime.block_on(dump(cli, settings))?;
+        print(&report, cli.run.output)
+    } else if cli.action.cleanup {
+        runtime.block_on(clean_up(cli, settings))
+    } else {
+        let outcome = runtime.block_on(run(cli, settings));
+        // A look at a directory that hangs shall not keep the process from ending.
+        runtime.shutdown_background();
+        outcome
+    }
+}
+
+fn open(cli: &Cli, settings: &Settings) -> anyhow::Result<Kernel> {
+    let kernel = Kernel::open(settings.ownership, cli.kernel.tables(), &cli.kernel.nft);
+    kernel.map_err(missing_capability).context("cannot reach the kernel")
+}
+
+/// A refused request for want of a capability says so in one sentence, whatever was asked.
+fn missing_capability(error: KernelError) -> anyhow::Error {
+    let error = anyhow::Error::from(error);
+    let refused = error.chain().any(|cause| {
+        cause.downcast_ref::<Errno>() == Some(&Errno::EPERM)
+            || cause
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|error| error.raw_os_error() == Some(Errno::EPERM as i32))
+    });
+    if refused { error.context(Refusal::NoCapability) } else { error }
+}
+
+async fn dump(cli: &Cli, settings: Settings) -> anyhow::Result<Report> {
+    let mut kernel = open(cli, &settings)?;
+    let look = async {
+        let facts = kernel.node_facts().await?;
+        let tables = kernel.look_at_tables()?;
+        let uplinks = facts.uplinks_and_overlays();
+        let observed = Observed {
+            routing: kernel.observe_routing().await?,
+            main: tables.main,
+            guard: tables.guard,
+            pods: kernel.dump_pods()?,
+            strict: kernel.strict(uplinks.iter()),
+            places: None,
+        };
+        Ok((observed, facts, kernel.switches()?))
+    };
+    let (observed, facts, switches) = look.await.map_err(missing_capability)?;
+    Ok(report(&observed, &facts, &switches, &cli.kernel.tables(), &settings.ownership))
+}
+
+fn print(report: &Report, output: Output) -> anyhow::Result<()> {
+    let mut text = match output {
+        Output::Text => report.to_string(),
+        Output::Json => serde_json::to_string_pretty(report).context("cannot write JSON")?,
+    };
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // `agent --dump-rules | head` is no failure.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn clean_up(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
+    need_nft(&cli.kernel.nft)?;
+    let errors = open(cli, &settings)?.clean_up().await;
+    let failures = errors.len();
+    for error in errors {
+        error!("{:#}", missing_capability(error));
+    }
+    anyhow::ensure!(failures == 0, Refusal::NotCleanedUp { failures });
+    info!("removed everything of ours; rp_filter stays as it is");
+    Ok(())
+}
+
+/// Asked before anything else is done: an agent that cannot load tables is of no use.
+fn need_nft(program: &str) -> Result<(), Refusal> {
+    Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .map(drop)
+        .map_err(|source| Refusal::NoNft { program: program.to_owned(), source })
+}
+
+async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
+    let directory = cli.run.mappings_dir.as_deref().ok_or(Refusal::NoSource)?;
+    need_nft(&cli.kernel.nft)?;
+    let kernel = open(cli, &settings)?;
+    let notifications = kernel.subscribe().map_err(missing_capability)?;
+    if let Some(name) = &settings.interface {
+        let facts = kernel.node_facts().await.map_err(missing_capability)?;
+        facts.exists(name).map_err(Refusal::Interface)?;
+    }
+    let source = DirectorySource::open(directory, |object| Object::of_name(object).is_some())?;
+    let listener = telemetry::listen(cli.run.listen).await?;
+
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    registry.register_collector(Box::new(KernelCounters::of(cli.kernel.tables())));
+    let health = Health::new(STUCK_AFTER);
+    let shutdown = CancellationToken::new();
+    let server =
+        tokio::spawn(telemetry::serve(listener, registry, health.clone(), shutdown.clone()));
+    stop_on_signals(&shutdown)?;
+
+    let node = cli.run.node_name();
+    let span = info_span!("agent", node);
+    let _entered = span.enter();
+    info!(directory = %directory.display(), listen = %cli.run.listen, "started");
+    let agent = Agent {
+        sync: Sync::new(kernel, settings, metrics.clone()),
+        source,
+        notifications,
+        metrics,
+        health,
+        interval: cli.run.update_interval,
+    };
+    let outcome = agent.run(shutdown.clone()).await;
+    shutdown.cancel();
+    let served = server.await.context("cannot end the server")?;
+    outcome.map_err(missing_capability)?;
+    served?;
+    info!("stopped; the rules stay, and work without an agent");
+    Ok(())
+}
+
+fn stop_on_signals(shutdown: &CancellationToken) -> anyhow::Result<()> {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).context("cannot listen to signals")?;
+        let shutdown = shutdown.clone();
+        tokio::spawn(async move {
+            signals.recv().await;
+            shutdown.cancel();
+        });
+    }
+    Ok(())
+}
