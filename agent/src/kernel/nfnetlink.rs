@@ -28,8 +28,8 @@ const ERROR_OFFSET: u16 = 2; // NLMSGERR_ATTR_OFFS
 /// The error number and the header of the message it is about (never the rest: capped).
 const ERROR_HEADER: usize = 20;
 
-/// How an answer says so.
-const ENOENT: i32 = -libc::ENOENT;
+/// How the end of a dump says that what was being dumped has gone.
+const GONE: i32 = -libc::ENOENT;
 
 /// The kernel builds dump answers up to 32 KiB, once it has seen so large a buffer.
 const INBOX: usize = 64 * 1024;
@@ -206,8 +206,7 @@ impl Nfnetlink {
                     }
                 };
                 return match (errno, undecodable) {
-                    // What was being read has gone.
-                    (ENOENT, _) if began => Err(NfnetlinkError::Interrupted),
+                    (GONE, _) if began => Err(NfnetlinkError::Interrupted),
                     (..0, _) => Err(NfnetlinkError::Refused(Errno::from_raw(-errno))),
                     _ if overrun => Err(NfnetlinkError::Overrun),
                     _ if interrupted => Err(NfnetlinkError::Interrupted),
