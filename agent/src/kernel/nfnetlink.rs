@@ -28,6 +28,9 @@ const ERROR_OFFSET: u16 = 2; // NLMSGERR_ATTR_OFFS
 /// The error number and the header of the message it is about (never the rest: capped).
 const ERROR_HEADER: usize = 20;
 
+/// How the end of a dump says that what was being dumped has gone.
+const GONE: i32 = -libc::ENOENT;
+
 /// The kernel builds dump answers up to 32 KiB, once it has seen so large a buffer.
 const INBOX: usize = 64 * 1024;
 /// Room for some thousand refusals; one batch of a million elements has about a thousand messages.
@@ -203,8 +206,7 @@ impl Nfnetlink {
                     }
                 };
                 return match (errno, undecodable) {
-                    // What was being read has gone.
-                    (..0, _) if began => Err(NfnetlinkError::Interrupted),
+                    (GONE, _) if began => Err(NfnetlinkError::Interrupted),
                     (..0, _) => Err(NfnetlinkError::Refused(Errno::from_raw(-errno))),
                     _ if overrun => Err(NfnetlinkError::Overrun),
                     _ if interrupted => Err(NfnetlinkError::Interrupted),

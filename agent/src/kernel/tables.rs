@@ -30,6 +30,8 @@ pub struct TablesState {
 /// A table and what is in it, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
+    /// Its number in this namespace; a table deleted and loaded again has another.
+    pub handle: u64,
     /// `NFT_TABLE_F_*`; a table with bit 0 is dormant, it does nothing.
     pub flags: u32,
     /// Its chains.
@@ -70,7 +72,8 @@ pub struct Rule {
     /// Its comment, if it has one.
     pub comment: Option<String>,
     /// A fingerprint of what it does: the same rule loaded twice into one kernel has the same.
-    /// Packets do not change it.
+    /// Packets do not change it. Of an anonymous set or map only the name is in it: its elements
+    /// cannot change while the table exists.
     pub digest: u64,
 }
 
@@ -179,7 +182,7 @@ fn table(netfilter: &mut Nfnetlink, name: &str) -> Result<Option<Table>, Nfnetli
     request.text(decode::TABLE_NAME, name);
     let mut table = Table::default();
     match netfilter.read(&request, |message| {
-        table.flags = decode::table_flags(message.attributes)?;
+        (table.handle, table.flags) = decode::table(message.attributes)?;
         Ok(())
     }) {
         Err(NfnetlinkError::Refused(Errno::ENOENT)) => return Ok(None),

@@ -69,8 +69,8 @@ fn seen(conntrack: &mut Conntrack, filter: Option<MarkFilter>) -> BTreeSet<Strin
     seen
 }
 
-/// Pods 127.0.0.2, .3 and fd00::2, fd00::3 send to ports 1000 to 1005; 127.0.0.2 and fd00::2 also
-/// open a TCP connection and ping.
+/// Pods `127.0.0.2`, `127.0.0.3`, `fd00::2`, `fd00::3` send to ports 1000 to 1005; the first of each
+/// family also opens a TCP connection and pings.
 fn traffic() -> Vec<TcpStream> {
     nft(TRACKED);
     for address in ["fd00::2/128", "fd00::3/128"] {

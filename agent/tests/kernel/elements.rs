@@ -16,8 +16,8 @@ fn pod(text: &str) -> PodIp {
     text.parse().unwrap()
 }
 
-fn vip(text: &str) -> Option<Vip> {
-    Some(text.parse().unwrap())
+fn vip(text: &str) -> Vip {
+    text.parse().unwrap()
 }
 
 /// Adds all of `tables` to an empty kernel.
@@ -42,7 +42,7 @@ pub(crate) fn many(count: u32, both_families: bool) -> PodTables {
         } else {
             (v4(n).unwrap(), vip("192.0.2.1"))
         };
-        tables.vips.insert(pod, address.filter(|_| n % 100 != 0));
+        tables.vips.insert(pod, (n % 100 != 0).then_some(address));
         tables.guarded.insert(pod);
     }
     tables
@@ -51,9 +51,9 @@ pub(crate) fn many(count: u32, both_families: bool) -> PodTables {
 fn few() -> PodTables {
     PodTables {
         vips: BTreeMap::from([
-            (pod("10.244.1.2"), vip("192.0.2.222")),
+            (pod("10.244.1.2"), Some(vip("192.0.2.222"))),
             (pod("10.244.1.3"), None),
-            (pod("fd00:244::2"), vip("fd01::222")),
+            (pod("fd00:244::2"), Some(vip("fd01::222"))),
             (pod("fd00:244::3"), None),
         ]),
         guarded: BTreeSet::from([pod("10.244.1.2"), pod("10.244.1.9"), pod("fd00:244::9")]),
@@ -126,13 +126,13 @@ fn a_pod_changes_its_vip_in_one_transaction() {
         let mut elements = Elements::open(names()).unwrap();
         let changes = PodChanges {
             unmap: vec![pod("10.244.1.2"), pod("fd00:244::2")],
-            map: vec![(pod("10.244.1.2"), vip("192.0.2.1")), (pod("fd00:244::4"), None)],
+            map: vec![(pod("10.244.1.2"), Some(vip("192.0.2.1"))), (pod("fd00:244::4"), None)],
             unguard: vec![pod("10.244.1.9"), pod("fd00:244::9")],
             guard: vec![pod("fd00:244::4")],
         };
         elements.apply(&changes).unwrap();
         let mut expected = few();
-        expected.vips.insert(pod("10.244.1.2"), vip("192.0.2.1"));
+        expected.vips.insert(pod("10.244.1.2"), Some(vip("192.0.2.1")));
         expected.vips.remove(&pod("fd00:244::2"));
         expected.vips.insert(pod("fd00:244::4"), None);
         expected.guarded = [pod("10.244.1.2"), pod("fd00:244::4")].into();
@@ -149,7 +149,7 @@ fn a_refused_change_names_its_element_and_changes_nothing() {
         let mut elements = Elements::open(names()).unwrap();
 
         let mut changes = additions(&many(5_000, true));
-        changes.map.insert(4_000, (pod("10.244.1.2"), vip("192.0.2.1")));
+        changes.map.insert(4_000, (pod("10.244.1.2"), Some(vip("192.0.2.1"))));
         match elements.apply(&changes).unwrap_err() {
             ElementsError::Refused { action, set, table, element, source } => {
                 assert_eq!((action, set, table.as_str()), (Action::Add, PodSet::Vip4, "egress"));

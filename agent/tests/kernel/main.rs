@@ -2,6 +2,8 @@
 //!
 //! Needs root; fails without.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failed step fails the test")]
+
 mod conntrack;
 mod elements;
 mod figures;

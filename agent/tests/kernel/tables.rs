@@ -137,10 +137,14 @@ fn a_rule_loaded_again_has_the_same_digest() {
             let rules = state.main.unwrap().chains.remove("classify").unwrap().rules;
             rules.iter().map(|rule| rule.digest).collect::<Vec<_>>()
         };
-        let first = digests(tables.look().unwrap());
+        let before = tables.look().unwrap();
+        let handle = before.main.as_ref().unwrap().handle;
+        let first = digests(before);
         nft("delete table inet egress");
         nft(RULES.split("table inet egress-guard").next().unwrap());
-        assert_eq!(digests(tables.look().unwrap()), first);
+        let after = tables.look().unwrap();
+        assert_ne!(after.main.as_ref().unwrap().handle, handle);
+        assert_eq!(digests(after), first);
         assert!(first[0] != first[1] && first[1] != first[2]);
     });
 }

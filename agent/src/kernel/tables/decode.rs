@@ -11,6 +11,7 @@ const GENERATION_ID: u16 = 1;
 // enum nft_table_attributes
 pub(super) const TABLE_NAME: u16 = 1;
 const TABLE_FLAGS: u16 = 2;
+const TABLE_HANDLE: u16 = 4;
 /// The table of a chain, rule, set or object, in each of their attribute lists.
 pub(super) const OF_TABLE: u16 = 1;
 // enum nft_chain_attributes
@@ -56,8 +57,10 @@ pub(super) fn generation(attributes: &[u8]) -> Result<Option<u32>, DecodeError> 
     find(attributes, GENERATION_ID)?.map(number).transpose()
 }
 
-pub(super) fn table_flags(attributes: &[u8]) -> Result<u32, DecodeError> {
-    number_of(attributes, TABLE_FLAGS)
+/// The table's handle and flags.
+pub(super) fn table(attributes: &[u8]) -> Result<(u64, u32), DecodeError> {
+    let handle = find(attributes, TABLE_HANDLE)?.map_or(Ok(0), parse_u64_be)?;
+    Ok((handle, number_of(attributes, TABLE_FLAGS)?))
 }
 
 /// The chain and its name, if it is in this table; without its rules.
