@@ -200,3 +200,49 @@ fn fcntl(file: BorrowedFd<'_>, command: libc::c_int, argument: libc::c_int) -> R
     // SAFETY: the descriptor is open for as long as it is borrowed; both commands take an integer, no memory.
     Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), command, argument) }).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::thread;
+
+    use super::{Evidence, FileReader, Lease, Reading, read_lease};
+
+    #[test]
+    fn without_a_lease_a_young_file_is_believed_only_after_its_writer_closed_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        fs::write(&path, "value").unwrap();
+        let read = |evidence| {
+            let file = File::open(&path).unwrap().into();
+            FileReader::new().content_without_lease(&file, evidence).unwrap()
+        };
+        assert!(matches!(read(Evidence::Found), Reading::Busy));
+        assert!(matches!(read(Evidence::Finished), Reading::Value(value) if value == "value"));
+    }
+
+    #[test]
+    fn a_writer_waits_for_the_lease_and_its_signal_harms_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        fs::write(&path, "old").unwrap();
+        let file = File::open(&path).unwrap().into();
+        assert!(matches!(read_lease(&file), Lease::Held));
+        let writer = thread::spawn({
+            let path = path.clone();
+            move || fs::write(path, "new").unwrap()
+        });
+        let leases = || fs::read_to_string("/proc/locks").unwrap();
+        let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap());
+        let breaking = format!(":{inode} ");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !leases().lines().any(|line| line.contains("BREAKING") && line.contains(&breaking)) {
+            assert!(std::time::Instant::now() < deadline, "the writer met no lease: {}", leases());
+            thread::yield_now();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        drop(file);
+        writer.join().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+    }
+}

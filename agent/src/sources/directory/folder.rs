@@ -3,18 +3,15 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{CString, OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::{Duration, Instant};
 
-use nix::dir::{Dir, Type};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
 use shared::mappings::Content;
 
 use super::file::{Evidence, FileReader, Reading, Unusable};
-use super::watches::is_visible;
+use super::scan::scan;
 
 const FIRST_RETRY: Duration = Duration::from_millis(1);
 const LAST_RETRY: Duration = Duration::from_secs(1);
@@ -80,36 +77,30 @@ impl Folder {
     ) -> Result<Listing, Errno> {
         self.pending.clear();
         self.failed.clear();
-        let mut values = Vec::with_capacity(self.told.len());
+        let mut values = Vec::new();
         let mut unread = HashSet::new();
-        let mut entries = Dir::openat(
-            folder,
-            ".",
-            OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
-        for entry in entries.iter() {
-            let entry = entry?;
-            let name = OsStr::from_bytes(entry.file_name().to_bytes());
-            if !is_visible(name) || entry.file_type() == Some(Type::Directory) {
-                continue;
-            }
-            let Some(key) = name.to_str() else {
-                bad.push((name.to_string_lossy().into_owned(), Unusable::Name));
-                continue;
+        for (name, reading) in scan(folder, reader)? {
+            let name = OsString::from_vec(name.into_bytes());
+            let key = match name.into_string() {
+                Ok(key) => key,
+                Err(name) => {
+                    if !matches!(reading, Reading::Absent) {
+                        bad.push((name.to_string_lossy().into_owned(), Unusable::Name));
+                    }
+                    continue;
+                }
             };
-            let found = Evidence::Found;
-            match reader.read(folder.as_fd(), entry.file_name(), entry.file_type(), found) {
-                Reading::Value(value) => values.push((key.to_owned(), value)),
+            match reading {
+                Reading::Value(value) => values.push((key, value)),
                 Reading::Absent => {}
                 Reading::Busy => {
-                    self.postpone(name, found, 0);
-                    unread.insert(key.to_owned());
+                    self.postpone(OsStr::new(&key), Evidence::Found, 0);
+                    unread.insert(key);
                 }
                 Reading::Failed(reason) => {
-                    self.failed.insert(name.to_owned());
-                    unread.insert(key.to_owned());
-                    bad.push((key.to_owned(), reason));
+                    self.failed.insert(key.clone().into());
+                    unread.insert(key.clone());
+                    bad.push((key, reason));
                 }
             }
         }
@@ -144,7 +135,7 @@ impl Folder {
                 Reading::Absent => keys.push((name, None)),
                 Reading::Value(value) if name.to_str().is_some() => keys.push((name, Some(value))),
                 Reading::Value(_) => {
-                    bad.push((name.to_string_lossy().into_owned(), Unusable::Name))
+                    bad.push((name.to_string_lossy().into_owned(), Unusable::Name));
                 }
             }
         }

@@ -35,7 +35,7 @@ pub(super) struct Objects {
     reader: FileReader,
     /// Which folder is watched as the mappings directory; `None` while there is none.
     identity: Option<Identity>,
-    objects: BTreeMap<String, Object>,
+    known: BTreeMap<String, Object>,
     /// When to look for objects, if that is to be done.
     list_at: Option<Instant>,
 }
@@ -69,7 +69,7 @@ impl Objects {
             watches,
             reader: FileReader::new(),
             identity: None,
-            objects: BTreeMap::new(),
+            known: BTreeMap::new(),
             list_at: Some(Instant::now()),
         };
         objects.watch_directory()?;
@@ -82,7 +82,7 @@ impl Objects {
 
     /// When the next thing is to be looked at.
     pub(super) fn due(&self) -> Option<Instant> {
-        let objects = self.objects.values();
+        let objects = self.known.values();
         objects
             .filter_map(|object| object.read_at.or_else(|| object.folder.due()))
             .chain(self.list_at)
@@ -111,17 +111,17 @@ impl Objects {
         let now = Instant::now();
         match notice {
             Notice::Everything => self.list_at = Some(now),
-            Notice::Object(object) => self.objects.entry(object).or_default().read_at = Some(now),
-            Notice::ObjectAttributes(object) => match self.objects.get_mut(&object) {
+            Notice::Object(object) => self.known.entry(object).or_default().read_at = Some(now),
+            Notice::ObjectAttributes(object) => match self.known.get_mut(&object) {
                 Some(object) if object.complaint.is_some() => object.read_at = Some(now),
                 _ => return false,
             },
-            Notice::Key { object, key, evidence } => match self.objects.get_mut(&object) {
+            Notice::Key { object, key, evidence } => match self.known.get_mut(&object) {
                 Some(object) => object.folder.look_at(key, evidence),
                 None => return false,
             },
             Notice::KeyAttributes { object, key } => {
-                let object = self.objects.get_mut(&object);
+                let object = self.known.get_mut(&object);
                 return object.is_some_and(|object| object.folder.look_again_at(key));
             }
         }
@@ -136,7 +136,7 @@ impl Objects {
             self.list_at.get_or_insert(now);
             return;
         }
-        for (name, object) in &mut self.objects {
+        for (name, object) in &mut self.known {
             if object.identity.is_some()
                 && identity_of(&self.directory.join(name)) != object.identity
             {
@@ -154,7 +154,7 @@ impl Objects {
             let now = Instant::now();
             let due = |object: &Object| object.read_at.is_some_and(|at| at <= now);
             let due: Vec<String> = self
-                .objects
+                .known
                 .iter()
                 .filter(|(_, object)| due(object))
                 .map(|(name, _)| name.clone())
@@ -194,7 +194,7 @@ impl Objects {
                     entries.map_err(|errno| SourceError::watch(&self.directory, errno))?;
                 for name in entries.iter().filter_map(|name| name.to_str().ok()) {
                     if is_visible(OsStr::new(name)) && (self.wanted)(name) {
-                        self.objects.entry(name.to_owned()).or_default();
+                        self.known.entry(name.to_owned()).or_default();
                     }
                 }
             }
@@ -202,7 +202,7 @@ impl Objects {
             Err(error) => return Err(error),
         }
         self.list_at = None;
-        for object in self.objects.values_mut() {
+        for object in self.known.values_mut() {
             object.read_at = Some(now);
         }
         Ok(())
@@ -232,7 +232,7 @@ impl Objects {
     fn read_object(&mut self, name: &str, batch: &mut Batch) -> Option<Listing> {
         let now = Instant::now();
         let place = Place::Object(name.to_owned());
-        let object = self.objects.get_mut(name)?;
+        let object = self.known.get_mut(name)?;
         object.read_at = None;
         let mut bad = Vec::new();
         let listing = open_folder(&self.directory.join(name))
@@ -258,7 +258,7 @@ impl Objects {
             }
             Err(Unusable::Unreadable(Errno::ENOENT | Errno::ELOOP)) => {
                 self.watches.unwatch(&place);
-                if self.objects.remove(name).is_some_and(|object| object.told) {
+                if self.known.remove(name).is_some_and(|object| object.told) {
                     batch
                         .changes
                         .push(Change { object: name.to_owned(), content: Content::Missing });
@@ -288,7 +288,7 @@ impl Objects {
     /// Reads the keys that are due, and adds to the batch what is new.
     fn tell(&mut self, mut listings: BTreeMap<String, Listing>, batch: &mut Batch) {
         let now = Instant::now();
-        for (name, object) in &mut self.objects {
+        for (name, object) in &mut self.known {
             let listing = listings.remove(name);
             if object.read_at.is_some() {
                 continue; // changed once more: to be read as a whole first

@@ -158,12 +158,9 @@ impl Follower {
                 self.apply(batch);
             }
         };
-        if timeout(DEADLINE, wait).await.is_err() {
-            panic!(
-                "not in time: {what}; state: {:?}; unreadable: {:?}",
-                self.state, self.unreadable
-            );
-        }
+        let in_time = timeout(DEADLINE, wait).await.is_ok();
+        let Self { state, unreadable, .. } = self;
+        assert!(in_time, "not in time: {what}; state: {state:?}; unreadable: {unreadable:?}");
     }
 
     async fn until_state(&mut self, wanted: &State) {
