@@ -96,6 +96,16 @@ pub enum Output {
     Json,
 }
 
+impl Run {
+    /// The node's name: as given, else the host's.
+    pub fn node_name(&self) -> String {
+        self.node_name.clone().unwrap_or_else(|| {
+            let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+            host.unwrap_or_else(|| "unknown".to_owned())
+        })
+    }
+}
+
 impl Kernel {
     /// What the flags mean; an error when numbers clash with the kernel's own.
     pub fn settings(&self) -> Result<Settings, InvalidOwnership> {

@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, info_span};
 
+use self::counters::KernelCounters;
 use crate::cli::{Cli, Output};
 use crate::desired::Settings;
 use crate::kernel::{Kernel, KernelError};
@@ -31,7 +32,6 @@ use crate::routing::InvalidOwnership;
 use crate::run::Agent;
 use crate::sources::directory::{DirectorySource, SourceError};
 use crate::sync::Sync;
-use self::counters::KernelCounters;
 
 /// How long the main loop may be busy before `/healthz` says that it is stuck: the first load of a
 /// very large node takes some seconds.
@@ -42,7 +42,9 @@ const STUCK_AFTER: Duration = Duration::from_secs(60);
 enum Refusal {
     #[error("nothing to do: name a directory of mappings with --mappings-dir, or see --help")]
     NoSource,
-    #[error("cannot run without CAP_NET_ADMIN; run as root, or add the capability to the container")]
+    #[error(
+        "cannot run without CAP_NET_ADMIN; run as root, or add the capability to the container"
+    )]
     NoCapability,
     #[error("cannot run {program}: install nftables 1.0.6 or later, or name it with --nft")]
     NoNft { program: String, source: std::io::Error },

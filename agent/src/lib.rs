@@ -1,6 +1,7 @@
 //! The agent: programs a node's kernel so that mapped pods leave with their VIP, or not at all.
 
 pub mod cli;
+pub mod commands;
 pub mod desired;
 pub mod kernel;
 pub mod kernel_state;

@@ -124,6 +124,26 @@ impl NodeFacts {
             .collect()
     }
 
+    /// Every interface by which packets of other nodes' pods, or answers to pods here, may come:
+    /// those with a network on their link or a network behind them, but for `lo`.
+    pub fn uplinks_and_overlays(&self) -> BTreeSet<String> {
+        let on_link = self.on_link.iter().map(|route| route.device);
+        on_link
+            .chain(self.routed.iter().map(|route| route.device))
+            .filter_map(|index| self.links.get(&index))
+            .filter(|link| !link.loopback)
+            .map(|link| link.device.name.clone())
+            .collect()
+    }
+
+    /// Whether there is an interface of this name, up or not.
+    pub fn exists(&self, name: &str) -> Result<(), NoUplink> {
+        match self.named(name) {
+            Err(missing @ NoUplink::NoSuchInterface { .. }) => Err(missing),
+            _ => Ok(()),
+        }
+    }
+
     fn named(&self, name: &str) -> Result<Device, NoUplink> {
         match self.links.values().find(|link| link.device.name == name) {
             None => Err(NoUplink::NoSuchInterface { name: name.to_owned() }),

@@ -77,8 +77,6 @@ struct Stale {
 
 impl Stale {
     const ALL: Self = Self { facts: true, routing: true, tables: true, pods: true, strict: true };
-    const NONE: Self =
-        Self { facts: false, routing: false, tables: false, pods: false, strict: false };
 }
 
 /// The agent's memory of mappings and kernel.

@@ -14,7 +14,7 @@ const NFT_TABLE_F_DORMANT: u32 = 1;
 const NFT_SET_MAP: u32 = 8;
 
 pub(super) fn table(seen: Table) -> SeenTable {
-    let Table { flags, chains, sets, counters } = seen;
+    let Table { flags, handle: _, chains, sets, counters } = seen;
     SeenTable {
         dormant: flags & NFT_TABLE_F_DORMANT != 0,
         chains: chains.into_iter().map(|(name, seen)| (name, chain(seen))).collect(),
