@@ -32,19 +32,21 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// The program: `AGENT_BIN`, or `agent` beside the directory of the test programs.
+    /// The program: `AGENT_BIN`, or `agent` beside this program or its directory.
     pub fn program() -> Result<PathBuf> {
         if let Some(program) = env::var_os("AGENT_BIN") {
             return Ok(program.into());
         }
-        let test = env::current_exe().context("cannot tell which program this is")?;
-        let built = test.ancestors().nth(2).unwrap_or(Path::new("")).join("agent");
-        ensure!(
-            built.exists(),
-            "there is no {}: build it with `cargo build -p agent` or set AGENT_BIN",
-            built.display()
-        );
-        Ok(built)
+        let this = env::current_exe().context("cannot tell which program this is")?;
+        // Test programs are one directory below the others.
+        let built = this.ancestors().skip(1).take(2).map(|directory| directory.join("agent"));
+        built.clone().find(|program| program.is_file()).with_context(|| {
+            let places: Vec<_> = built.map(|program| program.display().to_string()).collect();
+            format!(
+                "there is no {}: build it with `cargo build -p agent` or set AGENT_BIN",
+                places.join(" or ")
+            )
+        })
     }
 
     /// Starts an agent with `--mappings-dir` and further arguments; see [`Agent::wait_ready`].

@@ -377,6 +377,8 @@ fn undecided(view: &View) -> Vec<Rule> {
                 drop(),
             ],
         ),
+        // Neighbour discovery is never tracked. What is not begins no connection.
+        Rule::new("begins nothing", [state_in(&["invalid", "untracked"]), accept()]),
         // From outside to a mapped pod: only what begins a connection may. Anything else is an
         // answer whose connection was flushed; were it tracked as a new one, the pod's packets
         // would be its answers, and leave as they are.
