@@ -28,7 +28,7 @@ cargo test --quiet --locked --workspace
 
 step "licences, sources, versions of what is depended on"
 if ! command -v cargo-deny >/dev/null; then
-  cargo install --quiet --locked --debug --root target/tools cargo-deny@0.18
+  cargo install --quiet --locked --debug --root target/tools cargo-deny@0.20.2
   PATH=$PWD/target/tools/bin:$PATH
 fi
 cargo deny --offline check --config .deny.toml licenses bans sources
