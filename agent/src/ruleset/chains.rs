@@ -258,16 +258,25 @@ fn egress(view: &View) -> Vec<Rule> {
 fn translation(view: &View) -> Vec<Rule> {
     let Input { mask, .. } = view.input;
     let family = view.family;
-    let mut rules = vec![Rule::new(
-        "the holder translates",
-        [is_not_zero(masked(meta_mark(), mask.away_bit())), snat_to(family, saddr(family))],
-    )];
+    let mut rules = vec![
+        no_egress(view),
+        Rule::new(
+            "the holder translates",
+            [is_not_zero(masked(meta_mark(), mask.away_bit())), snat_to(family, saddr(family))],
+        ),
+    ];
     let vips: Vec<_> = view.vips().map(|(vip, id)| (number(mask.here(id)), address(vip))).collect();
     if !vips.is_empty() {
         let vip = looked_up(masked(meta_mark(), mask.mask()), map(vips));
         rules.push(Rule::new("with the VIP", [snat_to(family, vip)]));
     }
     rules
+}
+
+/// The kernel's own multicast reports (IGMP, MLD) carry a mark that nobody has set: while it
+/// writes them, it keeps a length in the same place.
+fn no_egress(view: &View) -> Rule {
+    Rule::new("no egress", [view.inside(daddr(view.family)), accept()])
 }
 
 /// The four chains of a VIP: a decision is bound to the connection when it is made, and written
@@ -333,6 +342,7 @@ pub(super) fn guard(input: &Input) -> BTreeMap<String, Chain> {
 fn right_way(view: &View) -> Vec<Rule> {
     let family = view.family;
     [
+        Some(no_egress(view)),
         when(
             "leaves with a VIP",
             [
