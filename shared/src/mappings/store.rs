@@ -47,7 +47,7 @@ pub struct Effect {
 
 /// Not all of what mappings are made of was read yet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cannot set up mappings before {} was read; create it, it may be empty", objects.join(", "))]
+#[error("waiting for {}; create what is missing, it may be empty", objects.join(" and "))]
 pub struct Incomplete {
     /// The objects that were never read, at least one.
     pub objects: Vec<&'static str>,
@@ -130,7 +130,7 @@ impl MappingsStore {
         let objects: Vec<&'static str> = [
             (self.route_ids.read, config_map::ROUTE_IDS),
             (self.networks.read, config_map::NETWORKS),
-            (!self.pods_read.is_empty(), "podip-vip-mappings or podip-vip-mappings-<node>"),
+            (!self.pods_read.is_empty(), "podip-vip-mappings (or podip-vip-mappings-<node>)"),
         ]
         .into_iter()
         .filter_map(|(read, name)| (!read).then_some(name))

@@ -241,8 +241,8 @@ fn there_are_no_mappings_before_everything_was_read_once() {
         store([key(PODS, "10.0.0.1", Some("")), whole(NETWORKS, &[]), missing(ROUTE_IDS)]);
     assert_eq!(
         store.mappings().unwrap_err().to_string(),
-        "cannot set up mappings before vip-routeid-mappings, podip-vip-mappings or \
-         podip-vip-mappings-<node> was read; create it, it may be empty"
+        "waiting for vip-routeid-mappings and podip-vip-mappings (or podip-vip-mappings-<node>); \
+         create what is missing, it may be empty"
     );
     store.apply(whole("podip-vip-mappings-a", &[]));
     assert_eq!(store.mappings().unwrap_err().objects, [ROUTE_IDS]);
