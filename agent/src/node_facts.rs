@@ -124,14 +124,12 @@ impl NodeFacts {
             .collect()
     }
 
-    /// Every interface by which packets of other nodes' pods, or answers to pods here, may come:
-    /// those with a network on their link or a network behind them, but for `lo`.
-    pub fn uplinks_and_overlays(&self) -> BTreeSet<String> {
-        let on_link = self.on_link.iter().map(|route| route.device);
-        on_link
-            .chain(self.routed.iter().map(|route| route.device))
-            .filter_map(|index| self.links.get(&index))
-            .filter(|link| !link.loopback)
+    /// The interfaces with a gateway behind them: packets of other nodes' pods, and answers to
+    /// pods here, may come over them although their sources have their route elsewhere.
+    pub fn gatewayed(&self) -> BTreeSet<String> {
+        self.routed
+            .iter()
+            .filter_map(|route| self.links.get(&route.device))
             .map(|link| link.device.name.clone())
             .collect()
     }

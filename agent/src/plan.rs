@@ -79,6 +79,10 @@ impl fmt::Display for Step {
                 write!(f, "forget sessionless connections of {} pods", pods.len())
             }
             Self::Rebind { wrong: marks, places: _ } => {
+                const SHOWN: usize = 4;
+                if marks.len() > SHOWN {
+                    return write!(f, "forget connections with any of {} marks", marks.len());
+                }
                 f.write_str("forget connections marked")?;
                 marks.iter().try_for_each(|mark| write!(f, " {mark:#x}"))
             }

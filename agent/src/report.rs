@@ -7,11 +7,12 @@
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde::Serialize;
 use shared::{PodIp, RouteId, Vip};
 
-use crate::kernel_state::{Observed, SeenTable};
+use crate::kernel_state::{Observed, SeenHook, SeenTable};
 use crate::node_facts::NodeFacts;
 use crate::routing::{Family, Ownership};
 use crate::ruleset::{GUARD_COUNTERS, MAIN_COUNTERS, TableNames};
@@ -198,7 +199,7 @@ fn notes(
                 None => {
                     notes.push(format!("table {name} is missing; a running agent puts it back"))
                 }
-                Some(table) => notes.extend(foreign_rules(name, table)),
+                Some(table) => notes.extend(of_table(name, table)),
             }
         }
     }
@@ -212,7 +213,8 @@ fn notes(
     for foreign in observed.routing.foreign.iter().filter(|foreign| foreign.overrides_ours) {
         notes.push(format!("{foreign}: somebody else's, and it is asked before ours"));
     }
-    for interface in &observed.strict {
+    let translates_v4 = vips.iter().any(|vip| !vip.vip.contains(':'));
+    for interface in observed.strict.iter().filter(|_| translates_v4) {
         notes.push(format!(
             "net.ipv4.conf.{interface}.rp_filter is strict: packets of other nodes' pods, or \
              answers to pods here, may be dropped; set it to 2"
@@ -232,12 +234,21 @@ fn notes(
     notes
 }
 
-fn foreign_rules<'a>(name: &'a str, table: &'a SeenTable) -> impl Iterator<Item = String> + 'a {
-    table.chains.iter().filter_map(move |(chain, seen)| {
+fn of_table(name: &str, table: &SeenTable) -> Vec<String> {
+    let mut notes = Vec::new();
+    if table.dormant {
+        notes.push(format!("table {name} is dormant: none of its chains is asked"));
+    }
+    for (chain, seen) in &table.chains {
         let foreign = seen.rules.iter().filter(|rule| !is_ours(rule.comment.as_deref())).count();
-        (foreign > 0)
-            .then(|| format!("chain {chain} of table {name} has {foreign} rules that are not ours"))
-    })
+        if foreign > 0 {
+            notes.push(format!("chain {chain} of table {name}: {foreign} of its rules not ours"));
+        }
+        if seen.hook == SeenHook::Other {
+            notes.push(format!("chain {chain} of table {name}: not hooked in where ours are"));
+        }
+    }
+    notes
 }
 
 /// Comments of ours end with a digest: `why #0123abcd`.
@@ -251,16 +262,21 @@ fn of_vip(vip: &VipReport) -> Vec<String> {
     let VipReport { vip: name, route_id, here, table: _, rules, routes, pods } = vip;
     let Some(id) = route_id else {
         return vec![format!(
-            "VIP {name} has no route id here: external traffic of {} pods is dropped",
-            pods.len()
+            "VIP {name} has no route id here, so external traffic is dropped for {}",
+            some(pods.iter())
         )];
     };
     let mut notes = Vec::new();
     if rules.is_empty() {
-        notes.push(format!("VIP {name} (route id {id}): no policy rule leads to its table"));
+        notes.push(format!(
+            "VIP {name} (route id {id}): no policy rule leads to its table; a running agent adds it"
+        ));
     }
     if !routes.iter().any(|route| route.starts_with("unreachable")) {
-        notes.push(format!("VIP {name} (route id {id}): its table has no unreachable backstop"));
+        notes.push(format!(
+            "VIP {name} (route id {id}): its table has no unreachable backstop; a running agent \
+             adds it"
+        ));
     }
     if !here && !routes.iter().any(|route| !route.starts_with("unreachable")) {
         notes.push(format!("VIP {name} (route id {id}): no way to its holder; its pods are held"));
@@ -268,15 +284,33 @@ fn of_vip(vip: &VipReport) -> Vec<String> {
     notes
 }
 
-fn one_sided(observed: &Observed) -> Option<String> {
-    let unguarded = |pod: &&PodIp| !observed.pods.guarded.contains(*pod);
-    let unguarded = observed.pods.vips.keys().filter(unguarded).count();
-    let unmapped = |pod: &&PodIp| !observed.pods.vips.contains_key(*pod);
-    let unmapped = observed.pods.guarded.iter().filter(unmapped).count();
-    (unguarded + unmapped > 0).then(|| {
-        format!(
-            "the tables disagree: {unguarded} pods are mapped but not guarded, {unmapped} guarded \
-             but not mapped"
-        )
-    })
+/// Pods that are in one table and not in the other, and elements that are no pods.
+fn one_sided(observed: &Observed) -> Vec<String> {
+    let pods = &observed.pods;
+    let unguarded = |pod: &&PodIp| !pods.guarded.contains(*pod);
+    let unmapped = |pod: &&PodIp| !pods.vips.contains_key(*pod);
+    let mut notes = Vec::new();
+    if pods.vips.keys().any(|pod| unguarded(&pod)) {
+        let unguarded = some(pods.vips.keys().filter(unguarded));
+        notes.push(format!("mapped, but not in the guard table: {unguarded}"));
+    }
+    if pods.guarded.iter().any(|pod| unmapped(&pod)) {
+        let unmapped = some(pods.guarded.iter().filter(unmapped));
+        notes.push(format!("in the guard table, but not mapped: {unmapped}"));
+    }
+    if !pods.strays.is_empty() {
+        let strays = pods.strays.len();
+        notes.push(format!("elements in the maps of pods that agents do not make: {strays}"));
+    }
+    notes
+}
+
+/// The first few of them, and how many there are beyond.
+fn some<T: fmt::Display>(mut pods: impl Iterator<Item = T>) -> String {
+    const SHOWN: usize = 3;
+    let shown: Vec<_> = pods.by_ref().take(SHOWN).map(|pod| pod.to_string()).collect();
+    match pods.count() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
 }

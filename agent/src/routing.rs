@@ -169,3 +169,13 @@ pub struct ObservedRouting {
     pub strays: BTreeSet<Stray>,
     pub foreign: BTreeSet<Foreign>,
 }
+
+impl ObservedRouting {
+    /// The devices that lead to the holders of VIPs.
+    pub fn holder_devices(&self) -> impl Iterator<Item = &Device> {
+        self.routes.iter().filter_map(|route| match &route.kind {
+            RouteKind::ViaHolder { device, .. } => Some(device),
+            RouteKind::Unreachable => None,
+        })
+    }
+}

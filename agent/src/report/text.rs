@@ -1,4 +1,4 @@
-//! The report as text for a person.
+//! The report as text for a person: first what is to be known at once, then VIP by VIP.
 
 use std::fmt;
 
@@ -6,6 +6,8 @@ use super::{CounterReport, Report, TableReport, VipReport};
 
 /// More pods than this are counted rather than listed; `--output json` lists all.
 const SHOWN: usize = 20;
+/// How long a line of pods becomes.
+const WIDTH: usize = 90;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -16,11 +18,24 @@ impl fmt::Display for Report {
                 false => writeln!(f, "table inet {name}: MISSING")?,
             }
         }
+        writeln!(
+            f,
+            "VIPs: {}, here: {}; pods mapped: {}, held: {}; packets dropped: {}",
+            vips.iter().filter(|vip| vip.route_id.is_some()).count(),
+            vips.iter().filter(|vip| vip.here).count(),
+            vips.iter().map(|vip| vip.pods.len()).sum::<usize>(),
+            held.len(),
+            dropped.iter().map(|counter| counter.packets).sum::<u64>(),
+        )?;
+        if !notes.is_empty() {
+            writeln!(f, "\nnotes")?;
+        }
+        notes.iter().try_for_each(|note| writeln!(f, "  ! {note}"))?;
         for vip in vips {
-            writeln!(f, "\n{vip}")?;
+            write!(f, "\n{vip}")?;
         }
         if !held.is_empty() {
-            writeln!(f, "\nheld, for want of a VIP of the family")?;
+            writeln!(f, "\nheld for want of a VIP of the family: {} pods", held.len())?;
             listed(f, held)?;
         }
         if !dropped.is_empty() {
@@ -29,38 +44,48 @@ impl fmt::Display for Report {
         for CounterReport { table, name, what, packets, bytes: _ } in dropped {
             writeln!(f, "  {packets:>10}  {table}/{name}: {what}")?;
         }
-        if !notes.is_empty() {
-            writeln!(f, "\nnotes")?;
-        }
-        notes.iter().try_for_each(|note| writeln!(f, "  ! {note}"))
+        Ok(())
     }
 }
 
 impl fmt::Display for VipReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vip, route_id, here, table: _, rules, routes, pods } = self;
-        write!(f, "VIP {vip}  ")?;
+        let Self { vip, route_id, here, table, rules, routes, pods } = self;
+        write!(f, "VIP {vip}: ")?;
         match route_id {
-            Some(id) => write!(f, "route id {id}, {}", if *here { "here" } else { "elsewhere" })?,
+            Some(id) => write!(f, "route id {id}")?,
             None => f.write_str("no route id")?,
         }
+        f.write_str(if *here { ", here" } else { ", elsewhere" })?;
+        if let Some(table) = table {
+            write!(f, ", table {table}")?;
+        }
+        writeln!(f, ", pods: {}", pods.len())?;
         for rule in rules {
-            write!(f, "\n  rule   {rule}")?;
+            writeln!(f, "  rule   {rule}")?;
         }
         for route in routes {
-            write!(f, "\n  route  {route}")?;
+            writeln!(f, "  route  {route}")?;
         }
-        writeln!(f, "\n  pods   {}", pods.len())?;
         listed(f, pods)
     }
 }
 
 fn listed(f: &mut fmt::Formatter<'_>, pods: &[String]) -> fmt::Result {
-    for pod in pods.iter().take(SHOWN) {
-        writeln!(f, "    {pod}")?;
+    let shown = &pods[..pods.len().min(SHOWN)];
+    let mut line = String::new();
+    for pod in shown {
+        if !line.is_empty() && line.len() + pod.len() >= WIDTH {
+            writeln!(f, "  pods  {line}")?;
+            line.clear();
+        }
+        line = format!("{line} {pod}");
+    }
+    if !line.is_empty() {
+        writeln!(f, "  pods  {line}")?;
     }
     if pods.len() > SHOWN {
-        writeln!(f, "    and {} more", pods.len() - SHOWN)?;
+        writeln!(f, "  and {} pods more, which --output json lists", pods.len() - SHOWN)?;
     }
     Ok(())
 }
