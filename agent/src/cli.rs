@@ -36,7 +36,7 @@ pub struct Action {
     /// Print what this node's kernel holds of ours, and for whom; needs no running agent.
     #[arg(long)]
     pub dump_rules: bool,
-    /// Remove everything of ours from this node, and nothing of others.
+    /// Remove everything of ours from this node, and nothing of others; stop the agent first.
     #[arg(long)]
     pub cleanup: bool,
 }
@@ -51,13 +51,15 @@ pub struct Run {
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node_name: Option<String>,
     /// How often the whole kernel state is looked at, without any notice: seconds, as 5 or 5s.
-    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds, env = "UPDATE_INTERVAL")]
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds,
+          allow_negative_numbers = true, env = "UPDATE_INTERVAL")]
     pub update_interval: Duration,
     /// Where /healthz, /readyz and /metrics are served.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:9797", env = "EGRESS_LISTEN")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:9797", value_parser = endpoint,
+          env = "EGRESS_LISTEN")]
     pub listen: SocketAddr,
     /// How --dump-rules prints.
-    #[arg(long, value_enum, default_value_t = Output::Text)]
+    #[arg(long, value_enum, default_value_t = Output::Text, requires = "dump_rules")]
     pub output: Output,
 }
 
@@ -74,16 +76,20 @@ pub struct Kernel {
     #[arg(long, value_name = "PROGRAM", default_value = "nft")]
     pub nft: String,
     /// The mark bits that are ours: eight in a row for the route id, and one more.
-    #[arg(long, value_name = "MASK", default_value_t = MarkMask::default())]
+    #[arg(long, value_name = "MASK", default_value_t = MarkMask::default(),
+          allow_negative_numbers = true)]
     pub mark_mask: MarkMask,
     /// Priorities of policy rules are this number plus the route id.
-    #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_RULE_BASE)]
+    #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_RULE_BASE, value_parser = number,
+          allow_negative_numbers = true)]
     pub rule_base: u32,
     /// Routing tables are this number plus the route id.
-    #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_TABLE_BASE)]
+    #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_TABLE_BASE, value_parser = number,
+          allow_negative_numbers = true)]
     pub table_base: u32,
     /// The protocol number that rules and routes of ours carry.
-    #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_PROTOCOL)]
+    #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_PROTOCOL, value_parser = small_number,
+          allow_negative_numbers = true)]
     pub route_protocol: u8,
 }
 
@@ -99,7 +105,7 @@ pub enum Output {
 impl Run {
     /// The node's name: as given, else the host's.
     pub fn node_name(&self) -> String {
-        self.node_name.clone().unwrap_or_else(|| {
+        given(self.node_name.as_ref()).unwrap_or_else(|| {
             let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
             host.unwrap_or_else(|| "unknown".to_owned())
         })
@@ -116,7 +122,7 @@ impl Kernel {
                 self.table_base,
                 self.mark_mask,
             )?,
-            interface: self.interface.clone(),
+            interface: given(self.interface.as_ref()),
         })
     }
 
@@ -124,6 +130,23 @@ impl Kernel {
     pub fn tables(&self) -> TableNames {
         TableNames::of(&self.nft_table)
     }
+}
+
+/// Nothing where the text is empty: manifests set variables that have no value.
+fn given(text: Option<&String>) -> Option<String> {
+    text.filter(|text| !text.is_empty()).cloned()
+}
+
+fn number(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("use a whole number from 0 to {}", u32::MAX))
+}
+
+fn small_number(text: &str) -> Result<u8, String> {
+    text.parse().map_err(|_| format!("use a whole number from 0 to {}", u8::MAX))
+}
+
+fn endpoint(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "use an address and a port, as 0.0.0.0:9797 or [::]:9797".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -8,6 +8,7 @@
 mod counters;
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -43,11 +44,14 @@ enum Refusal {
     #[error("nothing to do: name a directory of mappings with --mappings-dir, or see --help")]
     NoSource,
     #[error(
-        "cannot run without CAP_NET_ADMIN; run as root, or add the capability to the container"
+        "cannot work without CAP_NET_ADMIN; run as root with it, or add NET_ADMIN to the \
+         capabilities of the container"
     )]
-    NoCapability,
-    #[error("cannot run {program}: install nftables 1.0.6 or later, or name it with --nft")]
-    NoNft { program: String, source: std::io::Error },
+    NoCapability(#[source] KernelError),
+    #[error("cannot run {program} ({why}); install nftables 1.0.6 or later, or name it with --nft")]
+    NoNft { program: String, why: String },
+    #[error("cannot listen on {addr} ({why}); choose another address or port with --listen")]
+    Port { addr: SocketAddr, why: std::io::Error },
     #[error("cannot use --interface: {0}")]
     Interface(NoUplink),
     #[error("{failures} things could not be removed; the log names them")]
@@ -72,27 +76,24 @@ fn code(error: &anyhow::Error) -> u8 {
     const SOFTWARE: u8 = 70;
     const NO_PERMISSION: u8 = 77;
     const CONFIGURATION: u8 = 78;
-    for cause in error.chain() {
-        if let Some(refusal) = cause.downcast_ref::<Refusal>() {
-            return match refusal {
-                Refusal::NoSource => USAGE,
-                Refusal::NoCapability => NO_PERMISSION,
-                Refusal::NoNft { .. } => UNAVAILABLE,
-                Refusal::Interface(_) => CONFIGURATION,
-                Refusal::NotCleanedUp { .. } => SOFTWARE,
-            };
+    // What an error was wrapped in is found by `downcast_ref`, and not in its chain.
+    if let Some(refusal) = error.downcast_ref::<Refusal>() {
+        match refusal {
+            Refusal::NoSource => USAGE,
+            Refusal::NoCapability(_) => NO_PERMISSION,
+            Refusal::NoNft { .. } | Refusal::Port { .. } => UNAVAILABLE,
+            Refusal::Interface(_) => CONFIGURATION,
+            Refusal::NotCleanedUp { .. } => SOFTWARE,
         }
-        if cause.is::<InvalidOwnership>() || cause.is::<LogsError>() {
-            return USAGE;
-        }
-        if cause.is::<SourceError>() {
-            return CONFIGURATION;
-        }
-        if cause.is::<ServeError>() {
-            return UNAVAILABLE;
-        }
+    } else if error.is::<InvalidOwnership>() || error.is::<LogsError>() {
+        USAGE
+    } else if error.is::<SourceError>() {
+        CONFIGURATION
+    } else if error.is::<ServeError>() {
+        UNAVAILABLE
+    } else {
+        SOFTWARE
     }
-    SOFTWARE
 }
 
 fn carry_out(cli: &Cli) -> anyhow::Result<()> {
@@ -117,19 +118,18 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
 
 fn open(cli: &Cli, settings: &Settings) -> anyhow::Result<Kernel> {
     let kernel = Kernel::open(settings.ownership, cli.kernel.tables(), &cli.kernel.nft);
-    kernel.map_err(missing_capability).context("cannot reach the kernel")
+    kernel.map_err(missing_capability)
 }
 
 /// A refused request for want of a capability says so in one sentence, whatever was asked.
 fn missing_capability(error: KernelError) -> anyhow::Error {
-    let error = anyhow::Error::from(error);
-    let refused = error.chain().any(|cause| {
+    let refused = anyhow::Chain::new(&error).any(|cause| {
         cause.downcast_ref::<Errno>() == Some(&Errno::EPERM)
             || cause
                 .downcast_ref::<std::io::Error>()
                 .is_some_and(|error| error.raw_os_error() == Some(Errno::EPERM as i32))
     });
-    if refused { error.context(Refusal::NoCapability) } else { error }
+    if refused { Refusal::NoCapability(error).into() } else { error.into() }
 }
 
 async fn dump(cli: &Cli, settings: Settings) -> anyhow::Result<Report> {
@@ -137,13 +137,15 @@ async fn dump(cli: &Cli, settings: Settings) -> anyhow::Result<Report> {
     let look = async {
         let facts = kernel.node_facts().await?;
         let tables = kernel.look_at_tables()?;
-        let uplinks = facts.uplinks_and_overlays();
+        let routing = kernel.observe_routing().await?;
+        let mut ways = facts.gatewayed();
+        ways.extend(routing.holder_devices().map(|device| device.name.clone()));
         let observed = Observed {
-            routing: kernel.observe_routing().await?,
+            routing,
             main: tables.main,
             guard: tables.guard,
             pods: kernel.dump_pods()?,
-            strict: kernel.strict(uplinks.iter()),
+            strict: kernel.strict(ways.iter()),
             places: None,
         };
         Ok((observed, facts, kernel.switches()?))
@@ -183,14 +185,18 @@ async fn clean_up(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
 
 /// Asked before anything else is done: an agent that cannot load tables is of no use.
 fn need_nft(program: &str) -> Result<(), Refusal> {
-    Command::new(program)
+    let refusal = |why| Refusal::NoNft { program: program.to_owned(), why };
+    let output = Command::new(program)
         .arg("--version")
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .status()
-        .map(drop)
-        .map_err(|source| Refusal::NoNft { program: program.to_owned(), source })
+        .output()
+        .map_err(|error| refusal(error.to_string()))?;
+    if output.status.success() && output.stdout.starts_with(b"nftables") {
+        Ok(())
+    } else {
+        Err(refusal("it does not answer --version as nft does".to_owned()))
+    }
 }
 
 async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
@@ -203,7 +209,10 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
         facts.exists(name).map_err(Refusal::Interface)?;
     }
     let source = DirectorySource::open(directory, |object| Object::of_name(object).is_some())?;
-    let listener = telemetry::listen(cli.run.listen).await?;
+    let listener = telemetry::listen(cli.run.listen).await.map_err(|error| match error {
+        ServeError::Listen { addr, source } => Refusal::Port { addr, why: source }.into(),
+        error @ ServeError::Serve(_) => anyhow::Error::from(error),
+    })?;
 
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);

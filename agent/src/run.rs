@@ -147,7 +147,7 @@ impl Agent {
             }
             // Nothing to try again before more was read.
             Err(error @ SyncError::Incomplete(_)) => {
-                complaints.once(&error);
+                complaints.waits(&error);
                 self.health.set_unready(&error.to_string());
             }
             Err(error) => {
@@ -179,6 +179,15 @@ impl Complaints {
         }
         if text != self.last {
             error!("{text}");
+            self.last = text;
+        }
+    }
+
+    /// As [`once`](Self::once), for what is not ours to mend.
+    fn waits(&mut self, error: &SyncError) {
+        let text = error.to_string();
+        if text != self.last {
+            warn!("{text}");
             self.last = text;
         }
     }

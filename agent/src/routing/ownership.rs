@@ -30,14 +30,20 @@ const KERNEL_PRIORITY: u32 = 32_766;
 /// The numbers would make us take the kernel's or another program's rules and routes for ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidOwnership {
-    #[error("rtnetlink protocol {0} belongs to others; use one that nobody uses, such as 69")]
+    #[error(
+        "cannot use routing protocol {0}, which belongs to others; give --route-protocol one that \
+         nobody uses, such as 69"
+    )]
     Protocol(u8),
     #[error(
-        "rule priorities from base {0} do not lie between 1 and 32765, before the kernel's rule \
-         for table main"
+        "cannot use rule priorities from {0} on, for some would come after the kernel's rule for \
+         table main (32766); give --rule-base a number from 0 to 32513"
     )]
     RuleBase(u32),
-    #[error("tables from base {0} are not free; use a base from 255 to 4294967042")]
+    #[error(
+        "cannot use routing tables from {0} on, for some are the kernel's; give --table-base a \
+         number from 255 to 4294967042"
+    )]
     TableBase(u32),
 }
 
