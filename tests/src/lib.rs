@@ -8,6 +8,7 @@
 mod agent;
 mod announce;
 mod capture;
+mod cluster;
 mod command;
 mod host;
 mod lab;
@@ -17,12 +18,14 @@ mod reference;
 mod rules;
 mod sweep;
 mod tcp;
+mod traffic;
 mod udp;
 mod vip;
 mod wait;
 
 pub use agent::{Agent, HEALTH_PORT};
 pub use capture::{Capture, Flow, Seen};
+pub use cluster::{Cluster, KernelText, seen_as};
 pub use command::{run, run_with_input};
 pub use host::{Host, TcpCounters};
 pub use lab::{
@@ -34,6 +37,7 @@ pub use ping::ping;
 pub use reference::load_reference_rules;
 pub use sweep::{leftovers_of, sweep};
 pub use tcp::{ConnectRate, TcpReport, TcpServer, TcpSession, TcpTransfer, connect_rate, whoami};
+pub use traffic::{EchoLoop, EchoReport, NewFlows, PodReport, Traffic};
 pub use udp::{UdpProbe, UdpReport, UdpServer, UdpServerReport, udp_flood};
 pub use vip::MoveOrder;
 pub use wait::{eventually, wait_until};
