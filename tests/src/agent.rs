@@ -51,6 +51,16 @@ impl Agent {
 
     /// Starts an agent with `--mappings-dir` and further arguments; see [`Agent::wait_ready`].
     pub fn start(node: &Host, mappings: &Path, arguments: &[&str]) -> Result<Self> {
+        Self::start_logging("debug", node, mappings, arguments)
+    }
+
+    /// As [`Agent::start`], logging at that level where `RUST_LOG` does not say otherwise.
+    pub fn start_logging(
+        level: &str,
+        node: &Host,
+        mappings: &Path,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let logs = tempfile::tempdir().context("cannot make a directory for logs")?;
         let log = File::create(logs.path().join("agent.log"))?;
         let child = node.spawn(
@@ -59,7 +69,7 @@ impl Agent {
                 .arg(mappings)
                 .args(["--interface", "eth0", "--node-name", &node.name])
                 .args(arguments)
-                .env("RUST_LOG", env::var_os("RUST_LOG").unwrap_or_else(|| "debug".into()))
+                .env("RUST_LOG", env::var_os("RUST_LOG").unwrap_or_else(|| level.into()))
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
                 .stderr(log),
@@ -77,6 +87,11 @@ impl Agent {
     /// The node it runs on.
     pub fn node(&self) -> &Host {
         &self.node
+    }
+
+    /// The number of its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// What it has logged up to now.

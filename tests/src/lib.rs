@@ -12,6 +12,7 @@ mod cluster;
 mod command;
 mod host;
 mod lab;
+mod load;
 mod mappings_dir;
 mod ping;
 mod reference;
@@ -32,6 +33,7 @@ pub use lab::{
     CLUSTER_IP_PORT, Family, Lab, LabBuilder, Masquerade, NODE_PORT, SERVICE_TARGET_PORT,
     TrafficPolicy,
 };
+pub use load::{Connections, Load, LoadServer, Packets};
 pub use mappings_dir::{Layout, MappingsDir};
 pub use ping::ping;
 pub use reference::load_reference_rules;

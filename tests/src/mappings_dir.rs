@@ -44,6 +44,13 @@ impl MappingsDir {
         Self::with_layout(Layout::Plain)
     }
 
+    /// An empty directory of plain files below `parent`, as on a file system of memory.
+    pub fn new_in(parent: &Path) -> Result<Self> {
+        let root = tempfile::tempdir_in(parent)
+            .with_context(|| format!("cannot make a directory in {}", parent.display()))?;
+        Ok(Self { root, layout: Layout::Plain, objects: BTreeMap::new(), version: 0 })
+    }
+
     /// An empty directory of that layout.
     pub fn with_layout(layout: Layout) -> Result<Self> {
         let root = tempfile::tempdir().context("cannot make a directory for mappings")?;

@@ -1,0 +1,75 @@
+//! What the node side costs: `cargo bench -p tests`, as root.
+//!
+//! Two parts: how much traffic of a pod gets through with ours, compared with forwarding as plain
+//! as can be and with the rules of kube-egress, all in one run and in turns (`traffic`); and how
+//! long the agent takes for what it does, and what it needs for it (`agent_times`). Figures of one
+//! run can be compared with each other, those of two runs hardly.
+
+mod agent_times;
+mod kernel_news;
+mod mapped;
+mod plain;
+mod table;
+mod traffic;
+mod variants;
+
+use std::env;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+
+use table::Verdicts;
+
+#[derive(Debug, Parser)]
+#[command(name = "node", about = "What the node side costs. Needs root.")]
+struct Options {
+    /// Fewer pods, fewer and shorter measurements.
+    #[arg(long)]
+    quick: bool,
+    /// One part only.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+    /// How often each traffic measurement takes its turn.
+    #[arg(long, value_name = "NUMBER")]
+    rounds: Option<usize>,
+    /// What cargo adds.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Packets, connections and round trips.
+    Traffic,
+    /// Times and memory of the agent.
+    Agent,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    build_agent()?;
+    let mut verdicts = Verdicts::default();
+    if options.only != Some(Part::Agent) {
+        traffic::measure(options.quick, options.rounds, &mut verdicts)?;
+    }
+    if options.only != Some(Part::Traffic) {
+        agent_times::measure(options.quick, &mut verdicts)?;
+    }
+    verdicts.print();
+    Ok(())
+}
+
+/// What is measured is the agent as it is delivered.
+fn build_agent() -> Result<()> {
+    if env::var_os("AGENT_BIN").is_some() {
+        return Ok(());
+    }
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--release", "-p", "agent"])
+        .status()
+        .context("cannot start cargo; set AGENT_BIN to an agent built with --release")?;
+    ensure!(status.success(), "cannot build the agent ({status})");
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! How much gets through: all variants in turns, each round in the opposite order of the one
+//! before, so that whatever else the machine does disturbs all of them alike.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tests::Load;
+
+use crate::plain::BackEnd;
+use crate::table::{self, Spread, Verdicts, count, ratio};
+use crate::variants::{Pod, Stage, Variant, build_all};
+
+/// What is counted.
+struct Measure {
+    what: &'static str,
+    turn: Duration,
+    take: fn(&Load<'_>, Duration) -> Result<Taken>,
+}
+
+/// A figure, and what may have spoiled it: the part dropped by the receiver, or failures.
+struct Taken {
+    per_second: f64,
+    spoiled: f64,
+}
+
+const MEASURES: [Measure; 4] = [
+    Measure {
+        what: "packets/s (UDP, 16 bytes, 4 connections, sent by one processor, counted outside)",
+        turn: Duration::from_millis(300),
+        take: |load, duration| {
+            let packets = load.packets(duration)?;
+            Ok(Taken { per_second: packets.received, spoiled: packets.dropped_by_receiver })
+        },
+    },
+    Measure {
+        what: "connections/s (TCP: connect, 1 byte there, 16 back, reset; 2 clients)",
+        turn: Duration::from_millis(300),
+        take: |load, duration| {
+            let connections = load.connections(duration)?;
+            #[expect(clippy::cast_precision_loss, reason = "a small number")]
+            let failed = connections.failed as f64;
+            Ok(Taken { per_second: connections.succeeded, spoiled: failed })
+        },
+    },
+    Measure {
+        what: "round trips/s, TCP (one connection, 1 byte, both ends on one processor)",
+        turn: Duration::from_millis(200),
+        take: |load, duration| {
+            Ok(Taken { per_second: load.tcp_round_trips(duration)?, spoiled: 0.0 })
+        },
+    },
+    Measure {
+        what: "round trips/s, UDP (one connection, both ends on one processor)",
+        turn: Duration::from_millis(200),
+        take: |load, duration| {
+            Ok(Taken { per_second: load.udp_round_trips(duration)?, spoiled: 0.0 })
+        },
+    },
+];
+
+/// The figures of one measure: a row for each variant, a column for each round.
+struct Figures {
+    variants: Vec<Variant>,
+    rates: Vec<Vec<f64>>,
+}
+
+impl Figures {
+    fn row(&self, variant: Variant) -> Option<&[f64]> {
+        let index = self.variants.iter().position(|other| *other == variant)?;
+        Some(&self.rates[index])
+    }
+
+    /// A variant by another, round by round.
+    fn ratio(&self, variant: Variant, base: Variant) -> Option<Spread> {
+        let (row, base) = (self.row(variant)?, self.row(base)?);
+        Some(Spread::of(row.iter().zip(base).map(|(rate, base)| rate / base)))
+    }
+
+    fn print(&self) {
+        let rows: Vec<_> = self
+            .variants
+            .iter()
+            .zip(&self.rates)
+            .map(|(variant, rates)| {
+                let spread = Spread::of(rates.iter().copied());
+                let by = |base| self.ratio(*variant, base).map(ratio).unwrap_or_default();
+                vec![
+                    variant.to_string(),
+                    count(spread.median),
+                    format!("{}–{}", count(spread.least), count(spread.greatest)),
+                    by(Variant::Masquerade),
+                    by(Variant::TwoHops),
+                ]
+            })
+            .collect();
+        table::rows(&["", "median", "min–max", "÷ masquerade", "÷ two hops"], &rows);
+    }
+}
+
+/// Builds, measures, prints.
+pub(crate) fn measure(quick: bool, rounds: Option<usize>, verdicts: &mut Verdicts) -> Result<()> {
+    let rounds = rounds.unwrap_or(if quick { 3 } else { 9 });
+    let started = Instant::now();
+    let stages = build_all(quick)?;
+    table::heading(&format!(
+        "Traffic: {} variants built in {:.0} s, {rounds} rounds; ratios are taken round by round",
+        stages.iter().map(|stage| stage.variants.len()).sum::<usize>(),
+        started.elapsed().as_secs_f64()
+    ));
+    for (number, measure) in MEASURES.iter().enumerate() {
+        let (figures, spoiled) = take(&stages, measure, quick, rounds)?;
+        table::heading(measure.what);
+        figures.print();
+        if number == 0 {
+            limits(&figures, spoiled);
+            judge(&figures, verdicts);
+        } else if spoiled > 0.0 {
+            table::line(&format!("in one turn, {spoiled} connections failed"));
+        }
+    }
+    Ok(())
+}
+
+fn take(stages: &[Stage], measure: &Measure, quick: bool, rounds: usize) -> Result<(Figures, f64)> {
+    let turns: Vec<(&Stage, Variant)> = stages
+        .iter()
+        .flat_map(|stage| stage.variants.iter().map(move |variant| (stage, *variant)))
+        .collect();
+    let turn = if quick { measure.turn / 2 } else { measure.turn };
+    let mut rates = vec![Vec::new(); turns.len()];
+    let mut spoiled = 0.0_f64;
+    for round in 0..rounds {
+        let forwards = 0..turns.len();
+        let order: Vec<usize> =
+            if round % 2 == 0 { forwards.collect() } else { forwards.rev().collect() };
+        for index in order {
+            let (stage, variant) = turns[index];
+            let taken = (measure.take)(&stage.load(variant), turn)
+                .with_context(|| format!("cannot measure {variant}"))?;
+            rates[index].push(taken.per_second);
+            spoiled = spoiled.max(taken.spoiled);
+        }
+    }
+    let variants = turns.into_iter().map(|(_, variant)| variant).collect();
+    Ok((Figures { variants, rates }, spoiled))
+}
+
+fn limits(figures: &Figures, dropped: f64) {
+    let most = figures.row(Variant::Masquerade).unwrap_or_default().iter().copied();
+    table::line(&format!(
+        "the sender's processor is the limit; masquerade alone reaches {} packets/s here; the \
+         receiver dropped at most {:.1} % in a turn",
+        count(Spread::of(most).greatest),
+        dropped * 100.0
+    ));
+}
+
+fn judge(figures: &Figures, verdicts: &mut Verdicts) {
+    let ours = |pods| Variant::Ours { pods, other_vips: 0, pod: Pod::Mapped };
+    let theirs = |pods| Variant::KubeEgress { back_end: BackEnd::Nft, pods, pod: Pod::Mapped };
+    let ratio = |a, b| figures.ratio(a, b).map(|spread| spread.median);
+    for pods in [1, 1000, 10_000, 100_000] {
+        if let Some(figure) = ratio(ours(pods), Variant::TwoHops) {
+            let what = format!("packets/s, {pods} mapped, ÷ two plain hops");
+            verdicts.at_least(&what, figure, 0.85, "");
+        }
+    }
+    if let Some(figure) = ratio(ours(100_000), ours(1)) {
+        verdicts.within("packets/s, 100 000 mapped ÷ 1 mapped", figure, 0.1);
+    }
+    if let Some(figure) = ratio(ours(100_000), theirs(5000)) {
+        let what = "packets/s, ours at 100 000 mapped ÷ kube-egress at 5 000";
+        verdicts.at_least(what, figure, 20.0, "");
+    }
+}

@@ -1,0 +1,179 @@
+//! Floods of small packets, and round trips of one.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::socket::{
+    MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, setsockopt, sockopt,
+};
+
+use super::{
+    ADDRESS, ANSWER_WITHIN, ANY, FLOOD_PORT, Load, Processor, TICK, UDP_ECHO_PORT, address_bytes,
+    bind_to, per_second,
+};
+use crate::host::Host;
+
+/// Bytes of a packet of a flood, without headers.
+const SMALL: usize = 16;
+/// Packets for one call of the kernel.
+const BATCH: usize = 64;
+/// A flood has several connections, so that no single one's luck decides.
+const FLOWS: usize = 4;
+/// The first byte of a packet that asks for the address it came from.
+const ASK: u8 = 1;
+/// How often it is asked before giving up.
+const ASKED: usize = 10;
+/// A flood before it is counted: queues are full by then.
+const WARM_UP: Duration = Duration::from_millis(30);
+
+/// What became of a flood.
+#[derive(Clone, Copy, Debug)]
+pub struct Packets {
+    /// Packets the receiver has read, a second.
+    pub received: f64,
+    /// Packets the receiver's kernel dropped because it did not read fast enough, as a part of
+    /// all that arrived: if this is not near 0, the receiver is what was measured.
+    pub dropped_by_receiver: f64,
+}
+
+pub(super) fn listen(host: &Host, port: u16) -> Result<UdpSocket> {
+    let socket = host
+        .enter(|| UdpSocket::bind((ANY.0, port)))?
+        .with_context(|| format!("cannot listen on UDP port {port} of {}", host.name))?;
+    setsockopt(&socket, sockopt::RcvBufForce, &(32 << 20))?;
+    socket.set_read_timeout(Some(TICK))?;
+    Ok(socket)
+}
+
+/// Counts packets; those that ask get an answer, which makes their connection an established one.
+pub(super) fn count(socket: &UdpSocket, packets: &AtomicU64, stop: &AtomicBool) {
+    bind_to(&Processor::Last);
+    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+    let mut buffers = [[0; SMALL]; BATCH];
+    while !stop.load(Ordering::Relaxed) {
+        let mut slices: Vec<_> =
+            buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+        let wait = MsgFlags::MSG_WAITFORONE;
+        let received = recvmmsg(socket.as_raw_fd(), &mut headers, slices.iter_mut(), wait, None);
+        // A time-out, or an ICMP error about an answer.
+        let Ok(messages) = received else { continue };
+        let mut counted = 0;
+        for message in messages {
+            counted += 1;
+            let asks = message.iovs().next().and_then(<[u8]>::first) == Some(&ASK);
+            if let Some(peer) = message.address.filter(|_| asks) {
+                let peer = SocketAddr::from(SocketAddrV4::from(peer));
+                // What cannot be sent is asked for again.
+                let _ = socket.send_to(&address_bytes(peer), peer);
+            }
+        }
+        packets.fetch_add(counted, Ordering::Relaxed);
+    }
+}
+
+/// Answers each packet with the address it came from.
+pub(super) fn echo(socket: &UdpSocket, stop: &AtomicBool) {
+    bind_to(&Processor::First);
+    let mut packet = [0; SMALL];
+    while !stop.load(Ordering::Relaxed) {
+        if let Ok((_, peer)) = socket.recv_from(&mut packet) {
+            // What cannot be sent is asked for again.
+            let _ = socket.send_to(&address_bytes(peer), peer);
+        }
+    }
+}
+
+impl Load<'_> {
+    /// Sends small packets as fast as one processor can, and says how many arrive.
+    pub fn packets(&self, duration: Duration) -> Result<Packets> {
+        let server = self.server.at(FLOOD_PORT);
+        let sockets: Vec<_> = (0..FLOWS).map(|_| self.asked(server)).collect::<Result<_>>()?;
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let sender = scope.spawn(|| flood(&sockets, &stop));
+            thread::sleep(WARM_UP);
+            let dropped = dropped_by(&self.server.host)?;
+            let (start, before) = (Instant::now(), self.server.packets());
+            thread::sleep(duration);
+            let (time, after) = (start.elapsed(), self.server.packets());
+            stop.store(true, Ordering::Relaxed);
+            sender.join().map_err(|_| anyhow!("the sender's thread panicked"))?;
+            let dropped = per_second(dropped_by(&self.server.host)? - dropped, time);
+            let received = per_second(after - before, time);
+            Ok(Packets { received, dropped_by_receiver: dropped / (dropped + received).max(1.0) })
+        })
+    }
+
+    /// Sends a packet, waits for the answer, sends the next; says how often that went a second.
+    pub fn udp_round_trips(&self, duration: Duration) -> Result<f64> {
+        let socket = self.asked(self.server.at(UDP_ECHO_PORT))?;
+        let trips = move || -> io::Result<f64> {
+            bind_to(&Processor::First);
+            let (start, mut trips) = (Instant::now(), 0);
+            let mut answer = [0; ADDRESS];
+            while start.elapsed() < duration {
+                socket.send(&[0])?;
+                socket.recv(&mut answer)?;
+                trips += 1;
+            }
+            Ok(per_second(trips, start.elapsed()))
+        };
+        let trips = thread::spawn(trips).join().map_err(|_| anyhow!("a client panicked"))?;
+        trips.with_context(|| format!("no answer to {}", self.client.name))
+    }
+
+    /// A socket whose first packet was answered, and seen with the right address.
+    fn asked(&self, server: SocketAddr) -> Result<UdpSocket> {
+        let socket = self.client.enter(|| -> io::Result<UdpSocket> {
+            let socket = UdpSocket::bind(ANY)?;
+            socket.connect(server)?;
+            socket.set_read_timeout(Some(ANSWER_WITHIN))?;
+            Ok(socket)
+        })??;
+        let mut seen = [0; ADDRESS];
+        let answered = (0..ASKED).any(|_| {
+            socket.send(&[ASK]).is_ok() && socket.recv(&mut seen).is_ok_and(|n| n == ADDRESS)
+        });
+        ensure!(answered, "{} gets no answer from {server}", self.client.name);
+        self.check(seen)?;
+        Ok(socket)
+    }
+}
+
+fn flood(sockets: &[UdpSocket], stop: &AtomicBool) {
+    bind_to(&Processor::First);
+    let packet = [0; SMALL];
+    let slices = [[IoSlice::new(&packet)]; BATCH];
+    let addresses = [None::<()>; BATCH];
+    let mut headers = MultiHeaders::preallocate(BATCH, None);
+    while !stop.load(Ordering::Relaxed) {
+        for socket in sockets {
+            // What the kernel does not take does not arrive.
+            let _ = sendmmsg(
+                socket.as_raw_fd(),
+                &mut headers,
+                &slices,
+                addresses,
+                [],
+                MsgFlags::empty(),
+            );
+        }
+    }
+}
+
+/// Packets dropped on a host since its namespace was made because a socket's buffer was full.
+fn dropped_by(host: &Host) -> Result<u64> {
+    let text = host.enter(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
+    let mut rows = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = (rows.next().unwrap_or(""), rows.next().unwrap_or(""));
+    let mut columns = names.split(' ').zip(values.split(' '));
+    columns
+        .find(|(name, _)| *name == "RcvbufErrors")
+        .and_then(|(_, value)| value.parse().ok())
+        .ok_or_else(|| anyhow!("/proc/net/snmp of {} has no RcvbufErrors", host.name))
+}
