@@ -1,0 +1,367 @@
+//! A model of a node's kernel: takes steps one by one as the real one would, refusing what that
+//! would refuse, and tells what becomes of packets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use shared::{PodIp, RouteId, Vip};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::packet::{Connection, Packet, Surroundings, Verdict, verdict};
+use crate::desired::Place;
+use crate::kernel_state::{
+    Count, LoadedDigests, Observed, SeenChain, SeenHook, SeenRule, SeenTable,
+};
+use crate::plan::{Step, TableChange, TablesChange};
+use crate::pod_tables::{PodChanges, PodTables};
+use crate::routing::{
+    Family, MarkMask, ObservedRouting, PolicyRule, Route, RouteKind, Stray,
+};
+use crate::ruleset::{Chain, Declared, HookKind, HookPoint, Table};
+
+pub(super) const NODE: [&str; 2] = ["192.168.122.11", "fd00:122::11"];
+const GATEWAY: [&str; 2] = ["192.168.122.1", "fd00:122::1"];
+pub(super) const OUTSIDE: [&str; 2] = ["203.0.113.9", "2001:db8::9"];
+
+fn of_family(v4: bool, addresses: [&str; 2]) -> IpAddr {
+    addresses[usize::from(!v4)].parse().unwrap()
+}
+
+/// What becomes of a packet to the outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Dropped,
+    ToHolder(Vip),
+    LeavesWith(Vip),
+    NodeAddress,
+    PodAddress,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ModelRule {
+    pub(super) text: String,
+    pub(super) comment: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ModelChain {
+    pub(super) hook: SeenHook,
+    pub(super) rules: Vec<ModelRule>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ModelTable {
+    pub(super) dormant: bool,
+    pub(super) chains: BTreeMap<String, ModelChain>,
+    pub(super) declared: BTreeMap<String, Option<Declared>>,
+    pub(super) counters: BTreeSet<String>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kernel {
+    pub(super) rules: BTreeSet<PolicyRule>,
+    pub(super) routes: BTreeSet<Route>,
+    pub(super) strays: BTreeSet<Stray>,
+    pub(super) main: Option<ModelTable>,
+    pub(super) guard: Option<ModelTable>,
+    pub(super) pods: PodTables,
+    pub(super) strict: BTreeSet<String>,
+    pub(super) connections: Vec<Connection>,
+    /// Every address of the node, VIPs included.
+    pub(super) local: BTreeSet<IpAddr>,
+    pub(super) marks: MarkMask,
+    /// What the agent remembers, as `sync` does.
+    pub(super) places: Option<BTreeMap<RouteId, Place>>,
+    pub(super) loaded: [LoadedDigests; 2],
+}
+
+impl ModelTable {
+    fn fill(&mut self, fill: &Table) {
+        let Table { counters, declared, chains } = fill;
+        self.counters.extend(counters.iter().map(|name| (*name).to_owned()));
+        self.declared
+            .extend(declared.iter().map(|(name, declared)| ((*name).to_owned(), Some(*declared))));
+        for (name, Chain { hook, rules }) in chains {
+            let made = ModelChain {
+                hook: hook.map_or(SeenHook::None, SeenHook::Known),
+                rules: Vec::new(),
+            };
+            self.chains.entry(name.clone()).or_insert(made).rules = rules
+                .iter()
+                .map(|rule| ModelRule {
+                    text: rule.text.clone(),
+                    comment: Some(rule.comment.clone()),
+                })
+                .collect();
+        }
+    }
+
+    fn changed(seen: Option<&Self>, change: &TableChange) -> Result<Self, String> {
+        let mut table;
+        match change {
+            TableChange::Replace(wanted) => {
+                table = Self::default();
+                table.fill(wanted);
+            }
+            TableChange::Amend { fill, remove_chains, remove_declared } => {
+                table = seen.ok_or("no such table")?.clone();
+                table.fill(fill);
+                for name in remove_chains {
+                    table.chains.remove(name).ok_or(format!("no chain {name}"))?;
+                }
+                for name in remove_declared {
+                    table.declared.remove(name).ok_or(format!("no map {name}"))?;
+                }
+            }
+        }
+        table.check()?;
+        Ok(table)
+    }
+
+    /// Whatever rules name has to be there.
+    fn check(&self) -> Result<(), String> {
+        for rule in self.chains.values().flat_map(|chain| &chain.rules) {
+            let mut words = rule.text.split_whitespace().peekable();
+            while let Some(word) = words.next() {
+                let next = words.peek().map(|next| next.trim_matches([',', '"'])).unwrap_or("");
+                let there = match (word, word.strip_prefix('@')) {
+                    ("goto", _) => self.chains.contains_key(next),
+                    ("name", _) => self.counters.contains(next),
+                    (_, Some(set)) => self.declared.contains_key(set),
+                    _ => true,
+                };
+                if !there {
+                    return Err(format!("nothing called {next:?}: {}", rule.text));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn seen(&self) -> SeenTable {
+        let Self { dormant, chains, declared, counters } = self;
+        let rule = |ModelRule { text, comment }: &ModelRule| SeenRule {
+            comment: comment.clone(),
+            digest: xxh3_64(text.as_bytes()),
+        };
+        SeenTable {
+            dormant: *dormant,
+            chains: chains
+                .iter()
+                .map(|(name, ModelChain { hook, rules })| {
+                    let rules = rules.iter().map(rule).collect();
+                    (name.clone(), SeenChain { hook: *hook, rules })
+                })
+                .collect(),
+            declared: declared.clone(),
+            counters: counters.iter().map(|name| (name.clone(), Count::default())).collect(),
+        }
+    }
+}
+
+impl Kernel {
+    pub(super) fn observed(&self) -> Observed {
+        Observed {
+            routing: ObservedRouting {
+                rules: self.rules.clone(),
+                routes: self.routes.clone(),
+                strays: self.strays.clone(),
+                foreign: BTreeSet::new(),
+            },
+            main: self.main.as_ref().map(ModelTable::seen),
+            guard: self.guard.as_ref().map(ModelTable::seen),
+            pods: self.pods.clone(),
+            strict: self.strict.clone(),
+            places: self.places.clone(),
+        }
+    }
+
+    /// Takes a step wholly, or says why the kernel would refuse it and changes nothing.
+    pub(super) fn apply(&mut self, step: &Step) -> Result<(), String> {
+        let must = |there: bool| there.then_some(()).ok_or_else(|| format!("refused: {step}"));
+        match step {
+            Step::Loosen(interface) => must(self.strict.remove(interface)),
+            Step::AddRoute(route) => {
+                if let RouteKind::ViaHolder { vip, .. } = &route.kind {
+                    must(!self.local.contains(&vip.addr()))?;
+                }
+                self.routes.retain(|old| {
+                    (old.family, old.table, old.is_unreachable())
+                        != (route.family, route.table, route.is_unreachable())
+                });
+                must(self.routes.insert(route.clone()))
+            }
+            Step::AddRule(rule) => must(self.rules.insert(*rule)),
+            Step::ChangeTables(change) => self.change_tables(change),
+            Step::ChangePods(changes) => self.change_pods(changes),
+            Step::ForgetPods(pods) => {
+                self.connections.retain(|c| c.session || !pods.contains(&c.pod));
+                Ok(())
+            }
+            Step::Rebind { wrong, places } => {
+                self.connections.retain(|c| !wrong.contains(&(c.mark & self.marks.mask())));
+                self.places = Some(places.clone());
+                Ok(())
+            }
+            Step::DeleteRule(rule) => must(self.rules.remove(rule)),
+            Step::DeleteRoute(route) => must(self.routes.remove(route)),
+            Step::DeleteStray(stray) => must(self.strays.remove(stray)),
+        }
+    }
+
+    fn change_tables(&mut self, change: &TablesChange) -> Result<(), String> {
+        let TablesChange { main, guard } = change;
+        let changed = |seen: &Option<ModelTable>, change: &Option<TableChange>| {
+            change.as_ref().map(|change| ModelTable::changed(seen.as_ref(), change)).transpose()
+        };
+        let new = [changed(&self.main, main)?, changed(&self.guard, guard)?];
+        if matches!(main, Some(TableChange::Replace(_))) {
+            self.pods.vips.clear();
+            self.pods.strays.retain(|stray| !stray.set.is_map());
+        }
+        if matches!(guard, Some(TableChange::Replace(_))) {
+            self.pods.guarded.clear();
+            self.pods.strays.retain(|stray| stray.set.is_map());
+        }
+        for (index, new) in new.into_iter().enumerate() {
+            if let Some(new) = new {
+                self.loaded[index] = LoadedDigests::of(&new.seen());
+                *[&mut self.main, &mut self.guard][index] = Some(new);
+            }
+        }
+        Ok(())
+    }
+
+    fn change_pods(&mut self, changes: &PodChanges) -> Result<(), String> {
+        let PodChanges { unmap, map, unguard, guard, strays } = changes;
+        let there = |table: &Option<ModelTable>, untouched: bool| untouched || table.is_some();
+        let removable = unmap.iter().all(|pod| self.pods.vips.contains_key(pod))
+            && unguard.iter().all(|pod| self.pods.guarded.contains(pod))
+            && strays.iter().all(|stray| self.pods.strays.contains(stray));
+        // An element that is there may be added again, but not with other data.
+        let addable = map.iter().all(|(pod, vip)| {
+            unmap.contains(pod) || self.pods.vips.get(pod).is_none_or(|seen| seen == vip)
+        });
+        if !there(&self.main, unmap.is_empty() && map.is_empty())
+            || !there(&self.guard, unguard.is_empty() && guard.is_empty())
+            || !removable
+            || !addable
+        {
+            return Err(format!("refused: {changes}"));
+        }
+        self.pods.apply(changes);
+        Ok(())
+    }
+
+    /// What becomes of the first packet of a pod to the outside. `iif` is where it comes from.
+    pub(super) fn first_packet(&self, pod: PodIp, iif: &str) -> Fate {
+        let connection = Connection { pod, mark: 0, source: None, session: true };
+        self.send(connection, true, of_family(pod.is_ipv4(), OUTSIDE), iif).0
+    }
+
+    /// What becomes of one more packet of a connection.
+    pub(super) fn next_packet(&self, connection: Connection) -> Fate {
+        self.send(connection, false, of_family(connection.pod.is_ipv4(), OUTSIDE), "veth").0
+    }
+
+    /// Begins a connection to the outside; one whose first packet is dropped is none.
+    pub(super) fn connect(&mut self, pod: PodIp, session: bool) {
+        let connection = Connection { pod, mark: 0, source: None, session };
+        let outside = of_family(pod.is_ipv4(), OUTSIDE);
+        let (fate, connection) = self.send(connection, true, outside, "veth");
+        if fate != Fate::Dropped {
+            self.connections.push(connection);
+        }
+    }
+
+    pub(super) fn send(
+        &self,
+        connection: Connection,
+        new: bool,
+        daddr: IpAddr,
+        iif: &str,
+    ) -> (Fate, Connection) {
+        let pod = connection.pod.addr();
+        let v4 = pod.is_ipv4();
+        let mut packet = Packet {
+            saddr: pod,
+            daddr,
+            iif: iif.to_owned(),
+            mark: 0,
+            nexthop: daddr,
+            connection,
+            new,
+        };
+        let around = Surroundings { pods: &self.pods, local: &self.local };
+        for (table, chain) in self.hooked(HookPoint::Prerouting, HookKind::Filter) {
+            if verdict(table, chain, &mut packet, &around) == Verdict::Drop {
+                return (Fate::Dropped, packet.connection);
+            }
+        }
+        let Some(nexthop) = self.nexthop(&packet) else {
+            return (Fate::Dropped, packet.connection);
+        };
+        packet.nexthop = nexthop;
+        if packet.connection.source.is_none() {
+            for (table, chain) in self.hooked(HookPoint::Postrouting, HookKind::Nat) {
+                if let Verdict::Snat(source) = verdict(table, chain, &mut packet, &around) {
+                    packet.connection.source = Some(source);
+                    break;
+                }
+            }
+        }
+        // Nobody of ours has: the CNI masquerades.
+        packet.saddr = *packet.connection.source.get_or_insert(of_family(v4, NODE));
+        for (table, chain) in self.hooked(HookPoint::Postrouting, HookKind::Filter) {
+            if verdict(table, chain, &mut packet, &around) == Verdict::Drop {
+                return (Fate::Dropped, packet.connection);
+            }
+        }
+        let fate = if packet.saddr == of_family(v4, NODE) {
+            Fate::NodeAddress
+        } else if packet.saddr != pod {
+            Fate::LeavesWith(packet.saddr.try_into().unwrap())
+        } else if nexthop == of_family(v4, GATEWAY) {
+            Fate::PodAddress
+        } else {
+            Fate::ToHolder(nexthop.try_into().unwrap())
+        };
+        (fate, packet.connection)
+    }
+
+    fn hooked(&self, point: HookPoint, kind: HookKind) -> Vec<(&ModelTable, &str)> {
+        let tables = [&self.main, &self.guard].into_iter().flatten().filter(|table| !table.dormant);
+        let mut chains: Vec<_> = tables
+            .flat_map(|table| table.chains.iter().map(move |chain| (table, chain)))
+            .filter_map(|(table, (name, chain))| match chain.hook {
+                SeenHook::Known(hook) if (hook.point, hook.kind) == (point, kind) => {
+                    Some((hook.priority, table, name.as_str()))
+                }
+                _ => None,
+            })
+            .collect();
+        chains.sort_by_key(|(priority, ..)| *priority);
+        chains.into_iter().map(|(_, table, name)| (table, name)).collect()
+    }
+
+    /// Where policy routing leads; `None` is unreachable.
+    fn nexthop(&self, packet: &Packet) -> Option<IpAddr> {
+        let family = Family::of(packet.daddr);
+        let mut rules: Vec<_> = self.rules.iter().filter(|rule| rule.family == family).collect();
+        rules.sort_by_key(|rule| rule.priority);
+        for rule in rules.iter().filter(|rule| packet.mark & rule.mask == rule.mark) {
+            let in_table = |route: &&Route| (route.family, route.table) == (family, rule.table);
+            let mut unreachable = false;
+            for route in self.routes.iter().filter(in_table) {
+                match &route.kind {
+                    RouteKind::ViaHolder { vip, .. } => return Some(vip.addr()),
+                    RouteKind::Unreachable => unreachable = true,
+                }
+            }
+            if unreachable {
+                return None;
+            }
+        }
+        Some(of_family(packet.daddr.is_ipv4(), GATEWAY))
+    }
+}

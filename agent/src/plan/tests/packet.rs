@@ -1,0 +1,308 @@
+//! A packet's way through chains, by reading the text of their rules as nft would.
+//!
+//! Knows exactly the words that our rules are made of; any other is a panic, so that a new form
+//! of rule has to be taught here before the properties hold again.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use shared::PodIp;
+
+use super::kernel::{ModelChain, ModelTable};
+use crate::pod_tables::PodTables;
+
+/// What connection tracking knows of a connection that a pod has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Connection {
+    pub(super) pod: PodIp,
+    pub(super) mark: u32,
+    /// The source that it is translated to, once that is decided; the pod's own is possible.
+    pub(super) source: Option<IpAddr>,
+    /// TCP rather than UDP.
+    pub(super) session: bool,
+}
+
+/// A packet of a pod on its way through this node.
+#[derive(Clone, Debug)]
+pub(super) struct Packet {
+    pub(super) saddr: IpAddr,
+    pub(super) daddr: IpAddr,
+    pub(super) iif: String,
+    pub(super) mark: u32,
+    pub(super) nexthop: IpAddr,
+    pub(super) connection: Connection,
+    /// The first of its connection.
+    pub(super) new: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Accept,
+    Drop,
+    Snat(IpAddr),
+}
+
+/// What rules can ask of the kernel, besides the packet.
+pub(super) struct Surroundings<'a> {
+    pub(super) pods: &'a PodTables,
+    pub(super) local: &'a BTreeSet<IpAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    Number(u32),
+    Addr(IpAddr),
+    Word(String),
+}
+
+enum Outcome {
+    /// A part did not match, or the rule has no verdict.
+    Next,
+    Final(Verdict),
+    Goto(String),
+}
+
+/// What the base chain `name` says; its policy is accept.
+pub(super) fn verdict(
+    table: &ModelTable,
+    name: &str,
+    packet: &mut Packet,
+    around: &Surroundings<'_>,
+) -> Verdict {
+    let mut name = name.to_owned();
+    'chain: loop {
+        let empty = ModelChain::default();
+        for rule in &table.chains.get(&name).unwrap_or(&empty).rules {
+            let tokens: Vec<_> = rule.text.split_whitespace().collect();
+            let mut words = Words { tokens: &tokens, packet, around };
+            match words.rule() {
+                Outcome::Next => {}
+                Outcome::Final(verdict) => return verdict,
+                Outcome::Goto(next) => {
+                    name = next;
+                    continue 'chain;
+                }
+            }
+        }
+        return Verdict::Accept;
+    }
+}
+
+struct Words<'a, 'p> {
+    tokens: &'a [&'a str],
+    packet: &'p mut Packet,
+    around: &'a Surroundings<'a>,
+}
+
+impl<'a> Words<'a, '_> {
+    fn next(&mut self) -> &'a str {
+        let (first, rest) = self.tokens.split_first().expect("a rule ends where it may");
+        self.tokens = rest;
+        first
+    }
+
+    fn peek(&self) -> &'a str {
+        self.tokens.first().copied().unwrap_or_default()
+    }
+
+    fn skip(&mut self, expected: &str) {
+        assert_eq!(self.next(), expected);
+    }
+
+    fn rule(&mut self) -> Outcome {
+        while !self.tokens.is_empty() {
+            match self.peek() {
+                "accept" => return Outcome::Final(Verdict::Accept),
+                "drop" => return Outcome::Final(Verdict::Drop),
+                "goto" => return Outcome::Goto(self.tokens[1].to_owned()),
+                "counter" => self.tokens = &self.tokens[3..],
+                "snat" => {
+                    self.tokens = &self.tokens[2..];
+                    self.skip("to");
+                    return match self.expression() {
+                        Some(Value::Addr(addr)) => Outcome::Final(Verdict::Snat(addr)),
+                        _ => Outcome::Next,
+                    };
+                }
+                _ => match self.statement() {
+                    Some(None) => {}
+                    Some(Some(chain)) => return Outcome::Goto(chain),
+                    None => return Outcome::Next,
+                },
+            }
+        }
+        Outcome::Next
+    }
+
+    /// A match, a write or a choice; `None` when it ends the rule.
+    fn statement(&mut self) -> Option<Option<String>> {
+        let field = self.tokens;
+        let value = self.expression()?;
+        match self.peek() {
+            "set" => {
+                self.skip("set");
+                let new = self.expression()?;
+                match (field, new) {
+                    (["ip" | "ip6", "saddr", ..], Value::Addr(addr)) => self.packet.saddr = addr,
+                    (["meta", "mark", ..], Value::Number(mark)) => self.packet.mark = mark,
+                    (["ct", "mark", ..], Value::Number(mark)) => self.packet.connection.mark = mark,
+                    other => panic!("cannot write {other:?}"),
+                }
+                Some(None)
+            }
+            "vmap" => {
+                self.skip("vmap");
+                let target = self.choice(&value)?;
+                Some(Some(target.strip_prefix("goto ").expect("verdicts are gotos").to_owned()))
+            }
+            "!=" => {
+                self.skip("!=");
+                (!self.includes(&value)).then_some(None)
+            }
+            "==" => {
+                self.skip("==");
+                self.includes(&value).then_some(None)
+            }
+            _ => self.includes(&value).then_some(None),
+        }
+    }
+
+    fn expression(&mut self) -> Option<Value> {
+        let mut value = self.operand()?;
+        loop {
+            match self.peek() {
+                "&" | "|" => {
+                    let and = self.next() == "&";
+                    let (Value::Number(left), Value::Number(right)) = (&value, self.operand()?)
+                    else {
+                        panic!("bits of {value:?}")
+                    };
+                    value = Value::Number(if and { left & right } else { left | right });
+                }
+                "map" => {
+                    self.skip("map");
+                    value = literal(&self.choice(&value)?);
+                }
+                _ => return Some(value),
+            }
+        }
+    }
+
+    /// A field of the packet or a constant; `None` when the packet has no such field.
+    fn operand(&mut self) -> Option<Value> {
+        let v4 = self.packet.daddr.is_ipv4();
+        let addr = |of: &str, addr| ((of == "ip") == v4).then_some(Value::Addr(addr));
+        match self.next() {
+            family @ ("ip" | "ip6") => match self.next() {
+                "saddr" => addr(family, self.packet.saddr),
+                "daddr" => addr(family, self.packet.daddr),
+                other => panic!("field {other}"),
+            },
+            "icmp" | "icmpv6" => None,
+            "tcp" => {
+                self.tokens = &self.tokens[5..]; // flags & (syn | ack)
+                self.packet.connection.session.then(|| Value::Word("syn".into()))
+            }
+            "meta" => match self.next() {
+                "mark" => Some(Value::Number(self.packet.mark)),
+                "nfproto" => Some(Value::Word(if v4 { "ipv4" } else { "ipv6" }.into())),
+                other => panic!("meta {other}"),
+            },
+            "iifname" => Some(Value::Word(self.packet.iif.clone())),
+            "ct" => self.tracked(),
+            "fib" => {
+                let of = if self.next() == "saddr" { self.packet.saddr } else { self.packet.daddr };
+                self.skip("type");
+                let local = self.around.local.contains(&of);
+                Some(Value::Word(if local { "local" } else { "unicast" }.into()))
+            }
+            "rt" => {
+                let family = self.next();
+                self.skip("nexthop");
+                addr(family, self.packet.nexthop)
+            }
+            constant => Some(literal(constant)),
+        }
+    }
+
+    fn tracked(&mut self) -> Option<Value> {
+        let connection = self.packet.connection;
+        match self.next() {
+            "mark" => Some(Value::Number(connection.mark)),
+            "direction" => Some(Value::Word("original".into())),
+            "state" => {
+                Some(Value::Word(if self.packet.new { "new" } else { "established" }.into()))
+            }
+            "status" => {
+                self.skip("&");
+                let bit = self.next() == "snat"
+                    && connection.source.is_some_and(|source| source != connection.pod.addr());
+                Some(Value::Number(bit.into()))
+            }
+            "original" => {
+                let v4 = self.next() == "ip";
+                self.skip("saddr");
+                (connection.pod.is_ipv4() == v4).then_some(Value::Addr(connection.pod.addr()))
+            }
+            other => panic!("ct {other}"),
+        }
+    }
+
+    /// The entry of a map for `key`.
+    fn choice(&mut self, key: &Value) -> Option<String> {
+        if self.peek() == "{" {
+            let found = self.elements().into_iter().find_map(|entry| {
+                let (of, value) = entry.split_once(" : ").expect("an entry has a value");
+                (literal(of) == *key).then(|| value.to_owned())
+            });
+            return found;
+        }
+        assert!(["@pod_vip4", "@pod_vip6"].contains(&self.next()));
+        let Value::Addr(addr) = key else { panic!("pods have addresses, not {key:?}") };
+        let vip = *self.around.pods.vips.get(&PodIp::try_from(*addr).ok()?)?;
+        let nobody: IpAddr = match addr {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Some(vip.map_or(nobody, shared::Vip::addr).to_string())
+    }
+
+    /// Whether the set or constant that comes next includes `value`.
+    fn includes(&mut self, value: &Value) -> bool {
+        match self.peek() {
+            "{" => self.elements().iter().any(|element| is(value, element)),
+            "@mapped4" | "@mapped6" => {
+                self.next();
+                let Value::Addr(addr) = value else { panic!("pods have addresses, not {value:?}") };
+                PodIp::try_from(*addr).is_ok_and(|pod| self.around.pods.guarded.contains(&pod))
+            }
+            _ => self.next().split(',').any(|constant| is(value, constant)),
+        }
+    }
+
+    fn elements(&mut self) -> Vec<String> {
+        self.skip("{");
+        let end = self.tokens.iter().position(|token| *token == "}").expect("a set ends");
+        let inside = self.tokens[..end].join(" ");
+        self.tokens = &self.tokens[end + 1..];
+        inside.split(", ").map(str::to_owned).collect()
+    }
+}
+
+fn is(value: &Value, constant: &str) -> bool {
+    match (value, constant.parse::<IpNet>()) {
+        (Value::Addr(addr), Ok(net)) => net.contains(addr),
+        _ => literal(constant) == *value,
+    }
+}
+
+fn literal(text: &str) -> Value {
+    if let Some(hexadecimal) = text.strip_prefix("0x") {
+        return Value::Number(u32::from_str_radix(hexadecimal, 16).unwrap());
+    }
+    if let Ok(number) = text.parse() {
+        return Value::Number(number);
+    }
+    text.parse().map_or_else(|_| Value::Word(text.trim_matches('"').to_owned()), Value::Addr)
+}

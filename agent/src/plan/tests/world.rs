@@ -1,0 +1,161 @@
+//! Random worlds: what is mapped, and what the node is like. Small pools, so that two worlds have
+//! much in common and collide often.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use proptest::collection::{btree_map, hash_set};
+use proptest::prelude::*;
+use proptest::sample::select;
+use shared::{ClusterNetworks, Mappings, PodIp, RouteId, Vip};
+
+use super::kernel::NODE;
+use crate::desired::{Desired, Settings, desired, ruleset_input};
+use crate::node_facts::{Link, LocalAddress, NodeFacts, OnLink, Routed};
+use crate::routing::Device;
+use crate::ruleset::Ruleset;
+
+const VIPS: [&str; 6] = [
+    "192.168.122.221",
+    "192.168.122.222",
+    "192.168.122.223",
+    "192.0.2.9", // on eth1, if there is one
+    "fd00:122::d1",
+    "fd00:122::d2",
+];
+
+const PODS: [&str; 7] = [
+    "10.244.1.1",
+    "10.244.1.2",
+    "10.244.1.3",
+    "10.244.2.4",
+    "172.30.0.1", // in no pod subnet
+    "fd00:244::1",
+    "fd00:244::2",
+];
+
+pub(super) const IN_CLUSTER: [&str; 2] = ["10.244.9.9", "fd00:244::99"];
+
+pub(super) fn every_pod() -> impl Iterator<Item = PodIp> {
+    PODS.iter().map(|pod| pod.parse().unwrap())
+}
+
+pub(super) fn in_pod_subnet(pod: PodIp) -> bool {
+    pod.to_string() != "172.30.0.1"
+}
+
+#[derive(Clone)]
+pub(super) struct World {
+    pub(super) mappings: Mappings,
+    pub(super) facts: NodeFacts,
+    pub(super) settings: Settings,
+}
+
+/// What differs between worlds, briefly: failures print two of them.
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let vips = self.mappings.vips().iter().map(|(vip, id)| {
+            let here = if self.facts.holds(*vip) { "here" } else { "away" };
+            format!("{vip} id {id} {here} {:?}", self.uplink(*vip))
+        });
+        let pods = self.mappings.pods().iter().map(|(pod, vip)| match vip {
+            Some(vip) => format!("{pod} {vip}"),
+            None => format!("{pod} held"),
+        });
+        f.debug_list().entries(vips).entries(pods).finish()?;
+        write!(f, " pod subnets {:?}", self.mappings.networks().pod_subnets())
+    }
+}
+
+impl World {
+    pub(super) fn ruleset(&self) -> Ruleset {
+        Ruleset::render(&ruleset_input(&self.mappings, &self.facts, &self.settings).0)
+    }
+
+    pub(super) fn desired<'a>(&'a self, ruleset: &'a Ruleset) -> Desired<'a> {
+        desired(&self.mappings, &self.facts, &self.settings, ruleset)
+    }
+
+    pub(super) fn local(&self) -> BTreeSet<IpAddr> {
+        self.facts.addresses.iter().map(|address| address.addr).collect()
+    }
+
+    /// A VIP of the pod that has a route id.
+    pub(super) fn usable_vip(&self, pod: PodIp) -> Option<Vip> {
+        let vip = (*self.mappings.pods().get(&pod)?)?;
+        self.mappings.vips().contains_key(&vip).then_some(vip)
+    }
+
+    pub(super) fn uplink(&self, vip: Vip) -> Option<String> {
+        let forced = self.settings.interface.as_deref();
+        self.facts.uplink_for(vip, forced).ok().map(|device| device.name)
+    }
+}
+
+/// Device 2, the uplink of most VIPs, may be gone, down or renamed.
+fn facts() -> impl Strategy<Value = NodeFacts> {
+    let first = prop_oneof![
+        6 => Just(Some(("eth0", true))),
+        1 => Just(Some(("ens3", true))),
+        1 => Just(Some(("eth0", false))),
+        1 => Just(None),
+    ];
+    let here = hash_set(select(&VIPS), 0..4);
+    (first, any::<bool>(), here).prop_map(|(first, second, here)| {
+        let devices = [(1, Some(("lo", true))), (2, first), (3, second.then_some(("eth1", true)))];
+        let links = devices.into_iter().filter_map(|(index, device)| {
+            let (name, up) = device?;
+            let device = Device { index, name: name.to_owned() };
+            Some((index, Link { device, up, loopback: index == 1 }))
+        });
+        // A VIP stays local, whatever becomes of the uplink.
+        let addresses = NODE.into_iter().chain(here);
+        let on_link = |network: &str, device| OnLink {
+            network: network.parse().unwrap(),
+            device,
+            metric: 0,
+        };
+        let routed = Routed { network: "10.244.2.0/24".parse().unwrap(), device: 2 };
+        NodeFacts {
+            links: links.collect(),
+            addresses: addresses
+                .map(|addr| LocalAddress { addr: addr.parse().unwrap(), device: 1, usable: true })
+                .collect(),
+            on_link: [
+                on_link("192.168.122.0/24", 2),
+                on_link("fd00:122::/64", 2),
+                on_link("192.0.2.0/24", 3),
+            ]
+            .into(),
+            routed: [routed].into(),
+        }
+    })
+}
+
+fn networks() -> impl Strategy<Value = ClusterNetworks> {
+    let nodes = NODE.map(|addr| addr.parse().unwrap());
+    let pods = ["10.244.0.0/16", "fd00:244::/56"].map(|net| net.parse().unwrap());
+    let full = ClusterNetworks::default().with_node_addresses(nodes).with_pod_subnets(pods);
+    prop_oneof![9 => Just(full), 1 => Just(ClusterNetworks::default())]
+}
+
+pub(super) fn worlds() -> impl Strategy<Value = World> {
+    let vip = || select(&VIPS).prop_map(|vip| vip.parse::<Vip>().unwrap());
+    let id = (1..=5_u32).prop_map(|id| RouteId::try_from(id).unwrap());
+    let pod = select(&PODS).prop_map(|pod| pod.parse::<PodIp>().unwrap());
+    let vip_of_pod = prop_oneof![1 => Just(None), 6 => vip().prop_map(Some)];
+    let interface = prop_oneof![5 => Just(None), 1 => Just(Some("eth1".to_owned()))];
+    (
+        btree_map(vip(), id, 0..5),
+        btree_map(pod, vip_of_pod, 0..7),
+        networks(),
+        facts(),
+        interface,
+    )
+        .prop_map(|(vips, pods, networks, facts, interface)| World {
+            mappings: Mappings::new(vips, pods, networks).0,
+            facts,
+            settings: Settings { interface, ..Settings::default() },
+        })
+}
