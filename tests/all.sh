@@ -31,6 +31,6 @@ if ! command -v cargo-deny >/dev/null; then
   cargo install --quiet --locked --debug --root target/tools cargo-deny@0.20.2
   PATH=$PWD/target/tools/bin:$PATH
 fi
-cargo deny --offline check --config .deny.toml licenses bans sources
+cargo deny --offline check licenses bans sources
 
 step "everything passed"
