@@ -57,13 +57,11 @@ impl Node {
             let NodeDevice { name, down, addresses, networks, routed } = node;
             let device = Device { index, name: name.clone() };
             facts.links.insert(index, Link { device, up: !down, loopback: name == "lo" });
-            facts.addresses.extend(
-                addresses.iter().map(|addr| LocalAddress {
-                    addr: *addr,
-                    device: index,
-                    usable: true,
-                }),
-            );
+            facts.addresses.extend(addresses.iter().map(|addr| LocalAddress {
+                addr: *addr,
+                device: index,
+                usable: true,
+            }));
             facts.on_link.extend(networks.iter().map(|network| OnLink {
                 network: *network,
                 device: index,
@@ -168,7 +166,11 @@ fn settled(desired: &Desired<'_>) -> Observed {
     let Desired { rules, routes, later: _, ruleset, pods, loose: _, places } = desired;
     let seen = |table: &Table| SeenTable {
         dormant: false,
-        chains: table.chains.iter().map(|(name, chain)| (name.clone(), seen_chain(chain))).collect(),
+        chains: table
+            .chains
+            .iter()
+            .map(|(name, chain)| (name.clone(), seen_chain(chain)))
+            .collect(),
         declared: table.declared.iter().map(|(n, d)| ((*n).to_owned(), Some(*d))).collect(),
         counters: table.counters.iter().map(|n| ((*n).to_owned(), Count::default())).collect(),
     };

@@ -137,10 +137,7 @@ fn check_settled(kernel: &Kernel, world: &World) -> Result<(), TestCaseError> {
     for connection in &kernel.connections {
         let mapped = world.mappings.pods().contains_key(&connection.pod);
         let unbound = connection.mark & kernel.marks.mask() == 0;
-        prop_assert!(
-            connection.session || !mapped || !unbound,
-            "{connection:?} was not forgotten"
-        );
+        prop_assert!(connection.session || !mapped || !unbound, "{connection:?} was not forgotten");
     }
     Ok(())
 }

@@ -326,6 +326,8 @@ pub(super) fn guard(input: &Input) -> BTreeMap<String, Chain> {
         Rule::new("by family", [by_family("undecided4", "undecided6")]),
     ]);
     let mut decided: Vec<_> = views.iter().flat_map(right_way).collect();
+    // Last, for no packet of a pod comes so far.
+    decided.extend(views.iter().map(no_egress));
     decided.push(Rule::new("any other address", [count("guard"), drop()]));
     let mut chains = BTreeMap::from([
         ("guard".to_owned(), base(HookKind::Filter, HookPoint::Postrouting, AFTER_SNAT, rules)),
@@ -342,7 +344,6 @@ pub(super) fn guard(input: &Input) -> BTreeMap<String, Chain> {
 fn right_way(view: &View) -> Vec<Rule> {
     let family = view.family;
     [
-        Some(no_egress(view)),
         when(
             "leaves with a VIP",
             [

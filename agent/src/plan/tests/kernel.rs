@@ -14,9 +14,7 @@ use crate::kernel_state::{
 };
 use crate::plan::{Step, TableChange, TablesChange};
 use crate::pod_tables::{PodChanges, PodTables};
-use crate::routing::{
-    Family, MarkMask, ObservedRouting, PolicyRule, Route, RouteKind, Stray,
-};
+use crate::routing::{Family, MarkMask, ObservedRouting, PolicyRule, Route, RouteKind, Stray};
 use crate::ruleset::{Chain, Declared, HookKind, HookPoint, Table};
 
 pub(super) const NODE: [&str; 2] = ["192.168.122.11", "fd00:122::11"];

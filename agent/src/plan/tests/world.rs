@@ -111,11 +111,8 @@ fn facts() -> impl Strategy<Value = NodeFacts> {
         });
         // A VIP stays local, whatever becomes of the uplink.
         let addresses = NODE.into_iter().chain(here);
-        let on_link = |network: &str, device| OnLink {
-            network: network.parse().unwrap(),
-            device,
-            metric: 0,
-        };
+        let on_link =
+            |network: &str, device| OnLink { network: network.parse().unwrap(), device, metric: 0 };
         let routed = Routed { network: "10.244.2.0/24".parse().unwrap(), device: 2 };
         NodeFacts {
             links: links.collect(),
@@ -146,13 +143,7 @@ pub(super) fn worlds() -> impl Strategy<Value = World> {
     let pod = select(&PODS).prop_map(|pod| pod.parse::<PodIp>().unwrap());
     let vip_of_pod = prop_oneof![1 => Just(None), 6 => vip().prop_map(Some)];
     let interface = prop_oneof![5 => Just(None), 1 => Just(Some("eth1".to_owned()))];
-    (
-        btree_map(vip(), id, 0..5),
-        btree_map(pod, vip_of_pod, 0..7),
-        networks(),
-        facts(),
-        interface,
-    )
+    (btree_map(vip(), id, 0..5), btree_map(pod, vip_of_pod, 0..7), networks(), facts(), interface)
         .prop_map(|(vips, pods, networks, facts, interface)| World {
             mappings: Mappings::new(vips, pods, networks).0,
             facts,
