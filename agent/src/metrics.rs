@@ -3,15 +3,18 @@
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use std::fmt::{self, Write};
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 /// A part of a synchronisation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
     /// Reading what the kernel holds.
     Observe,
@@ -31,10 +34,36 @@ struct ByPart {
 }
 
 /// How a pod is mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum PodState {
     Mapped,
     Held,
+}
+
+impl Part {
+    const ALL: [Self; 5] =
+        [Self::Observe, Self::Routing, Self::Tables, Self::Pods, Self::Connections];
+}
+
+impl EncodeLabelValue for Part {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::Observe => "observe",
+            Self::Routing => "routing",
+            Self::Tables => "tables",
+            Self::Pods => "pods",
+            Self::Connections => "connections",
+        })
+    }
+}
+
+impl EncodeLabelValue for PodState {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::Mapped => "mapped",
+            Self::Held => "held",
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -75,7 +104,17 @@ impl Metrics {
             repairs: Counter::default(),
             last_success: Gauge::default(),
         };
+        // Alerts on an increase need the zero before it.
+        for part in Part::ALL {
+            drop(metrics.failures.get_or_create(&ByPart { part }));
+        }
+        metrics.mapped(&Counts::default());
         let registry = registry.sub_registry_with_prefix("egress_agent");
+        registry.register(
+            "build",
+            "What runs",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
         registry.register_with_unit(
             "sync_part_duration",
             "How long the parts of a synchronisation with the kernel took",

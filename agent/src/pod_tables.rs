@@ -120,15 +120,34 @@ impl PodChanges {
 impl fmt::Display for PodChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { unmap, map, unguard, guard, strays } = self;
-        write!(
-            f,
-            "change pods: {} mapped, {} unmapped, {} guarded, {} unguarded, {} strays removed",
-            map.len(),
-            unmap.len(),
-            guard.len(),
-            unguard.len(),
-            strays.len()
-        )
+        let mapped: BTreeSet<PodIp> = map.iter().map(|(pod, _)| *pod).collect();
+        let gone: Vec<_> = unmap.iter().filter(|pod| !mapped.contains(pod)).collect();
+        let to = map.iter().map(|(pod, vip)| match vip {
+            Some(vip) => format!("{pod} to {vip}"),
+            None => format!("{pod} to no VIP"),
+        });
+        let parts = [
+            few("map", to),
+            few("unmap", gone.into_iter()),
+            few("guard", guard.iter()),
+            few("unguard", unguard.iter()),
+            (!strays.is_empty()).then(|| format!("remove {} elements not ours", strays.len())),
+        ];
+        let parts: Vec<_> = parts.into_iter().flatten().collect();
+        write!(f, "change pods: {}", parts.join(", "))
+    }
+}
+
+/// What is done to pods: they are named if they are few.
+fn few<T: fmt::Display>(verb: &str, pods: impl ExactSizeIterator<Item = T>) -> Option<String> {
+    const SHOWN: usize = 4;
+    match pods.len() {
+        0 => None,
+        1..=SHOWN => {
+            let names: Vec<_> = pods.map(|pod| pod.to_string()).collect();
+            Some(format!("{verb} {}", names.join(", ")))
+        }
+        more => Some(format!("{verb} {more} pods")),
     }
 }
 

@@ -14,7 +14,7 @@ use shared::{PodIp, RouteId, Vip};
 
 use crate::kernel_state::{Observed, SeenHook, SeenTable};
 use crate::node_facts::NodeFacts;
-use crate::routing::{Family, Ownership};
+use crate::routing::{Family, Ownership, RouteKind};
 use crate::ruleset::{GUARD_COUNTERS, MAIN_COUNTERS, TableNames};
 
 /// The whole of it.
@@ -96,7 +96,7 @@ pub fn report(
     names: &TableNames,
     ownership: &Ownership,
 ) -> Report {
-    let ids = route_ids(observed);
+    let ids = route_ids(observed, ownership);
     let mut pods: BTreeMap<Vip, Vec<String>> = BTreeMap::new();
     let mut held = Vec::new();
     for (pod, vip) in &observed.pods.vips {
@@ -144,7 +144,8 @@ pub fn report(
                 chains: seen.as_ref().map_or(0, |table| table.chains.len()),
             })
             .into(),
-        notes: notes(observed, &vips, switches, names),
+        notes: [notes(observed, &vips, switches, names), of_no_vip(observed, &ids, ownership)]
+            .concat(),
         vips,
         held,
         dropped: counters(&names.main, observed.main.as_ref(), &MAIN_COUNTERS)
@@ -153,11 +154,19 @@ pub fn report(
     }
 }
 
-/// Which VIP has which route id: chains are called by the id, their rules name the VIP, and a
-/// route to a holder says both.
-fn route_ids(observed: &Observed) -> BTreeMap<Vip, RouteId> {
-    let chains = observed.main.iter().flat_map(|table| &table.chains);
-    chains
+/// Which VIP has which route id: chains are called by the id, and their rules name the VIP. While
+/// there are none, routes to holders say both.
+fn route_ids(observed: &Observed, ownership: &Ownership) -> BTreeMap<Vip, RouteId> {
+    let Some(main) = &observed.main else {
+        let id_of = |table| RouteId::all().find(|id| ownership.table(*id) == table);
+        let holders = observed.routing.routes.iter().filter_map(|route| match &route.kind {
+            RouteKind::ViaHolder { vip, .. } => Some((*vip, id_of(route.table)?)),
+            RouteKind::Unreachable => None,
+        });
+        return holders.collect();
+    };
+    main.chains
+        .iter()
         .filter_map(|(name, chain)| {
             let id: RouteId = name.strip_prefix("mark_here_")?.parse().ok()?;
             let comment = chain.rules.first()?.comment.as_deref()?;
@@ -206,7 +215,9 @@ fn notes(
     for vip in vips {
         notes.extend(of_vip(vip));
     }
-    notes.extend(one_sided(observed));
+    if observed.main.is_some() && observed.guard.is_some() {
+        notes.extend(one_sided(observed));
+    }
     for stray in &observed.routing.strays {
         notes.push(format!("{stray}: carries our protocol number, but is none of our forms"));
     }
@@ -282,6 +293,32 @@ fn of_vip(vip: &VipReport) -> Vec<String> {
         notes.push(format!("VIP {name} (route id {id}): no way to its holder; its pods are held"));
     }
     notes
+}
+
+/// Rules and routes that are ours by number, and that no VIP has.
+fn of_no_vip(
+    observed: &Observed,
+    ids: &BTreeMap<Vip, RouteId>,
+    ownership: &Ownership,
+) -> Vec<String> {
+    if observed.main.is_none() {
+        // Which VIPs there are is not known.
+        return Vec::new();
+    }
+    let of_vips: BTreeSet<_> =
+        ids.iter().map(|(vip, id)| ownership.rule(Family::of(vip.addr()), *id)).collect();
+    let tables: BTreeSet<_> = of_vips.iter().map(|rule| (rule.family, rule.table)).collect();
+    let rules = observed.routing.rules.difference(&of_vips).map(ToString::to_string);
+    let routes = observed
+        .routing
+        .routes
+        .iter()
+        .filter(|route| !tables.contains(&(route.family, route.table)))
+        .map(ToString::to_string);
+    rules
+        .chain(routes)
+        .map(|text| format!("{text}: carries our protocol number, but no VIP here has it"))
+        .collect()
 }
 
 /// Pods that are in one table and not in the other, and elements that are no pods.

@@ -78,15 +78,33 @@ impl fmt::Display for TableChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Replace(table) => write!(f, "make anew with {} chains", table.chains.len()),
-            Self::Amend { fill, remove_chains, remove_declared } => write!(
-                f,
-                "fill {} chains, declare {}, remove {} chains and {} maps",
-                fill.chains.len(),
-                fill.declared.len() + fill.counters.len(),
-                remove_chains.len(),
-                remove_declared.len()
-            ),
+            Self::Amend { fill, remove_chains, remove_declared } => {
+                let declared = fill.declared.len() + fill.counters.len();
+                let parts = [
+                    few("fill", fill.chains.keys()),
+                    (declared > 0).then(|| format!("declare {declared} maps or counters")),
+                    few("remove", remove_chains.iter()),
+                    (!remove_declared.is_empty())
+                        .then(|| format!("remove {} maps", remove_declared.len())),
+                ];
+                let parts: Vec<_> = parts.into_iter().flatten().collect();
+                f.write_str(&parts.join(", "))
+            }
         }
+    }
+}
+
+/// What is done to chains: they are named if they are few.
+fn few<'a>(verb: &str, chains: impl ExactSizeIterator<Item = &'a String>) -> Option<String> {
+    const SHOWN: usize = 4;
+    match chains.len() {
+        0 => None,
+        1..=SHOWN => {
+            let names: Vec<_> = chains.map(String::as_str).collect();
+            let noun = if names.len() == 1 { "chain" } else { "chains" };
+            Some(format!("{verb} {noun} {}", names.join(", ")))
+        }
+        more => Some(format!("{verb} {more} chains")),
     }
 }
 
