@@ -198,7 +198,9 @@ impl Complaints {
             let key = key.as_deref().unwrap_or("-");
             warn!(
                 object,
-                key, "cannot read {object}, key {key}: {reason}; its last content counts"
+                key,
+                "cannot read {object}, key {key}: {reason}; until it is mended its last content \
+                 counts, and without one a pod is held"
             );
         }
         let store = sync.store();

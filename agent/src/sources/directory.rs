@@ -3,7 +3,8 @@
 //!
 //! Both ways of changing a folder are understood: kubelet's (the link `..data` is swapped, and with it every value)
 //! and plain editing (files written, moved, linked, deleted). A key is told when its file is complete, never while it
-//! is open for writing; what cannot be read is told as such and keeps its last value. Names that start with a dot are
+//! is open for writing; what cannot be read is told as such and keeps its last value or, if it never had one, gets one
+//! that no decoder takes. Names that start with a dot are
 //! ignored, and so are folders within an object's folder. Links are followed. What is written through another name
 //! (a link's target, a second hard link) is not noticed before the folder is read again.
 

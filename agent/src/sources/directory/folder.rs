@@ -18,6 +18,10 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 /// Tries of a file that stays open for writing before it is told of: they take about a second.
 const PATIENCE: u32 = 11;
 
+/// The value told of a key that cannot be read and never could: no decoder takes it, so that a pod
+/// whose file is broken from the start is held rather than unknown.
+pub(super) const UNREADABLE: &str = "(unreadable)";
+
 /// A key that cannot be used; the second of a pair is why.
 pub(super) type BadKey = (String, Unusable);
 
@@ -99,7 +103,11 @@ impl Folder {
                 }
                 Reading::Failed(reason) => {
                     self.failed.insert(key.clone().into());
-                    unread.insert(key.clone());
+                    if self.told.contains(key.as_str()) {
+                        unread.insert(key.clone());
+                    } else {
+                        values.push((key.clone(), UNREADABLE.to_owned()));
+                    }
                     bad.push((key, reason));
                 }
             }
@@ -130,6 +138,9 @@ impl Folder {
                 }
                 Reading::Failed(reason) => {
                     bad.push((name.to_string_lossy().into_owned(), reason));
+                    if name.to_str().is_some_and(|key| !self.told.contains(key)) {
+                        keys.push((name.clone(), Some(UNREADABLE.to_owned())));
+                    }
                     self.failed.insert(name);
                 }
                 Reading::Absent => keys.push((name, None)),

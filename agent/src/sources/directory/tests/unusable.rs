@@ -1,4 +1,5 @@
-//! What cannot be read is reported, stops nothing else, and leaves the value told before.
+//! What cannot be read is reported, stops nothing else, and leaves the value told before or stands for one that nobody
+//! can use.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,6 +11,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use super::{Follower, Maps, PODS};
+use crate::sources::directory::folder::UNREADABLE;
 use crate::sources::directory::{DirectorySource, MAX_VALUE, SourceError};
 
 impl Follower {
@@ -49,13 +51,26 @@ const SPOILT: [&str; 6] = [
     "podip-vip-mappings \"socket\": it is not a regular file",
 ];
 
+const STAND_IN: [(&str, &str); 5] = [
+    ("binary", UNREADABLE),
+    ("device", UNREADABLE),
+    ("large", UNREADABLE),
+    ("pipe", UNREADABLE),
+    ("socket", UNREADABLE),
+];
+
 #[tokio::test]
 async fn the_first_look_reports_what_cannot_be_used_and_tells_the_rest() {
     let maps = Maps::with_pods();
     spoil(&maps);
     let mut follower = maps.followed().await;
-    follower.until_pods(&[("10.0.0.1", "one"), ("10.0.0.2", "two")]).await;
+    let readable = [("10.0.0.1", "one"), ("10.0.0.2", "two")];
+    follower.until_pods(&[&readable[..], &STAND_IN].concat()).await;
     follower.until_reports(&SPOILT).await;
+    for (key, _) in STAND_IN {
+        fs::remove_file(maps.key(key)).unwrap();
+    }
+    follower.until_pods(&readable).await;
 }
 
 #[tokio::test]
@@ -65,7 +80,8 @@ async fn what_comes_later_and_cannot_be_used_is_reported() {
     spoil(&maps);
     follower.until("reports", |follower| follower.reports().len() >= SPOILT.len()).await;
     maps.write(PODS, "10.0.0.1", "other");
-    follower.until_pods(&[("10.0.0.1", "other"), ("10.0.0.2", "two")]).await;
+    let readable = [("10.0.0.1", "other"), ("10.0.0.2", "two")];
+    follower.until_pods(&[&readable[..], &STAND_IN].concat()).await;
     let mut reports = follower.reports();
     reports.dedup();
     assert_eq!(reports, SPOILT);
