@@ -24,8 +24,13 @@ pub struct Cli {
     pub run: Run,
     #[command(flatten)]
     pub kernel: Kernel,
-    /// How logs are written to standard error; EGRESS_LOG or RUST_LOG filter them.
-    #[arg(long, value_name = "text|json", default_value = "text", env = "EGRESS_LOG_FORMAT")]
+    #[arg(
+        long,
+        value_name = "text|json",
+        default_value = "text",
+        env = "EGRESS_LOG_FORMAT",
+        help = "How logs are written to standard error; EGRESS_LOG or RUST_LOG filter them"
+    )]
     pub log_format: LogFormat,
 }
 

@@ -36,7 +36,7 @@ use crate::sync::Sync;
 
 /// How long the main loop may be busy before `/healthz` says that it is stuck: the first load of a
 /// very large node takes some seconds.
-const STUCK_AFTER: Duration = Duration::from_secs(60);
+const STUCK_AFTER: Duration = Duration::from_mins(1);
 
 /// Why a command cannot be carried out at all.
 #[derive(Debug, thiserror::Error)]
@@ -237,9 +237,9 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
     };
     let outcome = agent.run(shutdown.clone()).await;
     shutdown.cancel();
-    let served = server.await.context("cannot end the server")?;
+    let serving = server.await.context("cannot end the server")?;
     outcome.map_err(missing_capability)?;
-    served?;
+    serving?;
     info!("stopped; the rules stay, and work without an agent");
     Ok(())
 }

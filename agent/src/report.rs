@@ -206,7 +206,7 @@ fn notes(
         for (name, seen) in [(&names.main, &observed.main), (&names.guard, &observed.guard)] {
             match seen {
                 None => {
-                    notes.push(format!("table {name} is missing; a running agent puts it back"))
+                    notes.push(format!("table {name} is missing; a running agent puts it back"));
                 }
                 Some(table) => notes.extend(of_table(name, table)),
             }

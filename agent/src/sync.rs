@@ -277,6 +277,8 @@ impl Sync {
     async fn act(&mut self, steps: Vec<Step>) -> Result<usize, SyncError> {
         let (planned, mut failed) = (steps.len(), 0);
         let repair = !self.unsettled;
+        // A notice about the node or of mappings may have come with it, but nothing came of that.
+        let why = if repair { self.why.min(Why::Stranger) } else { self.why };
         for step in steps {
             if failed > 0 && step.is_removal() {
                 debug!("waits for what failed before it: {step}");
@@ -287,12 +289,12 @@ impl Sync {
             let outcome = self.take(&step).await;
             self.metrics.took(part, started.elapsed());
             match outcome {
-                Ok(()) if repair => warn!(why = %self.why, "repaired: {step}"),
-                Ok(()) => info!(why = %self.why, "{step}"),
+                Ok(()) if repair => warn!(%why, "repaired: {step}"),
+                Ok(()) => info!(%why, "{step}"),
                 Err(error) => {
                     failed += 1;
                     self.metrics.failed(part);
-                    error!(why = %self.why, "{:#}", anyhow::Error::from(error));
+                    error!(%why, "{:#}", anyhow::Error::from(error));
                 }
             }
         }

@@ -42,7 +42,7 @@ fn remove_table(batch: &mut Batch<'static>, name: &str) {
 }
 
 fn change_table(batch: &mut Batch<'static>, name: &str, change: &TableChange) {
-    let none = Default::default();
+    let none = std::collections::BTreeSet::default();
     let (fill, remove_chains, remove_declared) = match change {
         TableChange::Replace(wanted) => {
             remove_table(batch, name);
