@@ -1,5 +1,7 @@
 //! Mappings that make no sense: each fault is named with its remedy, the rest goes on, nothing leaks.
 
+#![expect(clippy::float_cmp, reason = "counts are whole numbers")]
+
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::symlink;
@@ -111,7 +113,7 @@ fn every_fault_is_named_once_and_the_rest_goes_on_until_it_is_put_right() -> Res
     mappings.set(PODS, "10.244.1.60", "192.168.122.241")?;
     let mut agent = Agent::start(lab.node(1), mappings.path(), &[])?;
     agent.wait_ready()?;
-    let rejected = FAULTS.len() as f64;
+    let rejected = f64::from(u32::try_from(FAULTS.len())?);
     eventually(SOON, || agent.metric("egress_agent_rejected_entries").is_ok_and(|n| n == rejected));
     for (object, key, _, reason) in FAULTS {
         let object = if object == "podip-vip-mappings-b" { PODS } else { object };

@@ -1,5 +1,7 @@
 //! What an operator has to go by: the dump, the clean-up, probes, metrics and logs.
 
+#![expect(clippy::float_cmp, reason = "counts are whole numbers")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -17,20 +19,16 @@ use tests::{
 const PORT: u16 = 7000;
 const SOON: Duration = Duration::from_secs(5);
 
-fn address(text: &str) -> IpAddr {
-    text.parse().expect("an address")
-}
-
 fn here() -> IpAddr {
-    address("192.168.122.222")
+    [192, 168, 122, 222].into()
 }
 
 fn elsewhere() -> IpAddr {
-    address("192.168.122.223")
+    [192, 168, 122, 223].into()
 }
 
 fn here6() -> IpAddr {
-    address("fd00:122::222")
+    [0xfd00, 0x122, 0, 0, 0, 0, 0, 0x222].into()
 }
 
 /// Node 1 holds 64 and 66, nobody holds 65; pod 1 has them, pod 2 has 65, and is held with IPv6.
@@ -128,13 +126,13 @@ fn the_dump_has_all_of_it_as_text_and_as_json_with_and_without_an_agent() -> Res
     let text = Agent::run(node, &["--dump-rules"])?;
     for vip in told["vips"].as_array().context("no VIPs")? {
         let place = if vip["here"] == true { "here" } else { "elsewhere" };
-        let head = format!(
+        let heading = format!(
             "VIP {}: route id {}, {place}, table {}, pods: 1\n",
             vip["vip"].as_str().unwrap_or_default(),
             vip["route_id"],
             vip["table"]
         );
-        assert!(text.contains(&head), "{head}{text}");
+        assert!(text.contains(&heading), "{heading}{text}");
         for list in ["rules", "routes", "pods"] {
             for item in vip[list].as_array().context("no list")? {
                 assert!(text.contains(item.as_str().unwrap_or("?")), "{item} is not in {text}");
@@ -275,7 +273,7 @@ fn everything(node: &Host) -> Result<String> {
     let text: String = shown.iter().map(|line| node.sh(line)).collect::<Result<_>>()?;
     // Times pass, and neighbours come.
     let lines = text.lines().filter(|line| !line.contains("expires") && !line.contains("fe80"));
-    Ok(lines.map(|line| format!("{}\n", line.trim_end())).collect())
+    Ok(lines.map(str::trim_end).collect::<Vec<_>>().join("\n"))
 }
 
 #[test]
@@ -574,14 +572,13 @@ fn logs_have_a_line_for_every_change_with_what_and_why() -> Result<()> {
         })?;
         let lines: Vec<(String, String)> = log
             .lines()
-            .map(|line| match format {
-                "json" => {
-                    let line: Value = serde_json::from_str(line).expect("a line of JSON");
+            .map(|line| {
+                if format == "json" {
+                    let line: Value = serde_json::from_str(line).unwrap();
                     assert_eq!(line["span"]["node"].as_str(), Some("node-one"), "{line}");
                     let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
                     (text("message"), text("why"))
-                }
-                _ => {
+                } else {
                     assert!(line.contains("node=\"node-one\""), "{line}");
                     let (what, why) = line.rsplit_once(" why=").unwrap_or((line, ""));
                     (what.to_owned(), why.to_owned())
