@@ -247,13 +247,12 @@ impl fmt::Display for PodReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: UDP {} of {} lost, outage {} ms; longest answer {} ms; upload stalled {} ms",
+            "{}: UDP {} of {} lost, outage {} ms; longest answer {} ms",
             self.pod,
             self.udp.lost,
             self.udp.sent,
             self.udp.longest_outage.as_millis(),
-            self.echo.longest.as_millis(),
-            self.upload.longest_stall.as_millis()
+            self.echo.longest.as_millis()
         )
     }
 }
