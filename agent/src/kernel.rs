@@ -6,6 +6,7 @@
 pub mod conntrack;
 pub mod elements;
 pub mod links;
+mod neighbours;
 mod nfnetlink;
 pub mod nft;
 pub mod notifications;
@@ -23,6 +24,7 @@ use std::collections::BTreeSet;
 use self::conntrack::{Conntrack, ConntrackError};
 use self::elements::{Elements, ElementsError};
 use self::links::{FactsError, read_node_facts};
+use self::neighbours::NeighbourError;
 pub use self::nfnetlink::NfnetlinkError;
 use self::nft::{Nft, NftError};
 use self::notifications::{Interest, NotificationError, Notifications, OwnPorts};
@@ -47,6 +49,8 @@ pub enum KernelError {
     Routing(#[from] RoutingError),
     #[error(transparent)]
     Facts(#[from] FactsError),
+    #[error(transparent)]
+    Neighbour(#[from] NeighbourError),
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
     #[error(transparent)]
@@ -171,6 +175,9 @@ impl Kernel {
             Step::ForgetPods(pods) => {
                 let addresses = pods.iter().map(|pod| pod.addr()).collect();
                 self.conntrack.forget(&addresses)?;
+            }
+            Step::ForgetHolder { vip, device } => {
+                neighbours::forget(&self.route_socket, vip.addr(), device).await?;
             }
             Step::Rebind { wrong, places: _ } => self.forget_marks(wrong, marks)?,
             Step::DeleteRule(rule) => self.routing.del_rule(rule).await?,

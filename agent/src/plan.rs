@@ -7,7 +7,7 @@
 //! 2. the tables, in one transaction, then the pods of both, in one more: a packet is marked only
 //!    when 1 is done. Where both tables must be made anew, the guard is complete before the main
 //!    table is touched;
-//! 3. connections that are bound to what is no longer so;
+//! 3. neighbours that are taken for holders, and connections that are bound to what is no longer so;
 //! 4. rules, then routes, that nothing is marked for any more.
 //!
 //! Each step leaves every mapped pod with its old VIP, its new VIP, or nothing at all. If a step
@@ -21,14 +21,14 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use shared::{PodIp, RouteId};
+use shared::{PodIp, RouteId, Vip};
 
 pub use self::pods::pod_changes;
 pub use self::tables::{TableChange, TablesChange};
 use crate::desired::{Desired, Place};
 use crate::kernel_state::{LoadedDigests, Observed};
 use crate::pod_tables::PodChanges;
-use crate::routing::{MarkMask, PolicyRule, Route, RouteKind, Stray};
+use crate::routing::{Device, MarkMask, PolicyRule, Route, RouteKind, Stray};
 
 /// One change to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +46,14 @@ pub enum Step {
     /// End what these pods have running without sessions (UDP, ICMP): the next packet is decided
     /// anew. TCP connections end as they began.
     ForgetPods(BTreeSet<PodIp>),
+    /// Forget which machine holds a VIP that has just left this node. While it was here the kernel
+    /// took no news of its next holder, and what it knew before is the one before us.
+    ForgetHolder {
+        /// The VIP.
+        vip: Vip,
+        /// Over which its holder is reached.
+        device: Device,
+    },
     /// End the tracking of connections that carry one of these marks: they were decided for where
     /// a VIP no longer is. The next packet is decided anew; TCP goes on.
     Rebind {
@@ -79,6 +87,9 @@ impl fmt::Display for Step {
             Self::ChangePods(change) => change.fmt(f),
             Self::ForgetPods(pods) => {
                 write!(f, "forget sessionless connections of {} pods", pods.len())
+            }
+            Self::ForgetHolder { vip, device } => {
+                write!(f, "forget which machine on {device} holds {vip}")
             }
             Self::Rebind { wrong: marks, places: _ } => {
                 const SHOWN: usize = 4;
@@ -118,6 +129,7 @@ pub fn plan(
     if !touched.is_empty() {
         steps.push(Step::ForgetPods(touched));
     }
+    steps.extend(left(desired, observed.places.as_ref()));
     let wrong = wrong_marks(places, observed.places.as_ref(), marks);
     if !wrong.is_empty() {
         steps.push(Step::Rebind { wrong, places: places.clone() });
@@ -141,6 +153,26 @@ pub fn plan(
     steps.extend(ways.into_iter().chain(backstops).map(Step::DeleteRoute));
     steps.extend(routing.strays.iter().cloned().map(Step::DeleteStray));
     steps
+}
+
+/// What is to be forgotten of VIPs that were here and are not any more.
+fn left(desired: &Desired<'_>, known: Option<&BTreeMap<RouteId, Place>>) -> Vec<Step> {
+    let has_left = |vip: Vip| {
+        let place = |here| Place { vip, here };
+        desired.places.iter().any(|(id, now)| {
+            *now == place(false) && known.and_then(|known| known.get(id)) == Some(&place(true))
+        })
+    };
+    desired
+        .routes
+        .iter()
+        .filter_map(|route| match &route.kind {
+            RouteKind::ViaHolder { vip, device } if has_left(*vip) => {
+                Some(Step::ForgetHolder { vip: *vip, device: device.clone() })
+            }
+            _ => None,
+        })
+        .collect()
 }
 
 /// The marks of decisions that hold no longer. Without knowledge of what connections are bound to,

@@ -331,7 +331,7 @@ impl Sync {
             Step::ChangePods(_) => self.stale.pods = true,
             Step::ForgetPods(pods) if !done => self.unforgotten.extend(pods),
             Step::Rebind { places, .. } if done => self.observed.places = Some(places.clone()),
-            Step::ForgetPods(_) | Step::Rebind { .. } => {}
+            Step::ForgetPods(_) | Step::ForgetHolder { .. } | Step::Rebind { .. } => {}
         }
         outcome
     }
@@ -368,7 +368,9 @@ impl Part {
             | Step::DeleteStray(_) => Self::Routing,
             Step::ChangeTables(_) => Self::Tables,
             Step::ChangePods(_) => Self::Pods,
-            Step::ForgetPods(_) | Step::Rebind { .. } => Self::Connections,
+            Step::ForgetPods(_) | Step::ForgetHolder { .. } | Step::Rebind { .. } => {
+                Self::Connections
+            }
         }
     }
 }

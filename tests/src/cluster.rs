@@ -33,7 +33,8 @@ pub struct Cluster {
 /// What a node's kernel holds, as text, without what traffic changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelText {
-    /// All nft tables; with handles when they were asked for.
+    /// All nft tables, in the order of their names, as are chains and sets in each; with handles
+    /// when they were asked for.
     pub nft: String,
     /// Policy rules of both families.
     pub rules: String,
@@ -111,7 +112,11 @@ fn kernel_text(node: &Host, handles: bool) -> Result<KernelText> {
         lines.join("\n")
     };
     Ok(KernelText {
-        nft: node.sh(if handles { "nft -a -s list ruleset" } else { "nft -s list ruleset" })?,
+        nft: by_name(&node.sh(if handles {
+            "nft -a -s list ruleset"
+        } else {
+            "nft -s list ruleset"
+        })?),
         rules: sorted([node.sh("ip -N rule")?, node.sh("ip -N -6 rule")?]),
         routes: sorted([
             node.sh("ip -N -4 route show table all")?,
@@ -124,6 +129,22 @@ fn kernel_text(node: &Host, handles: bool) -> Result<KernelText> {
         .collect::<Vec<_>>()
         .join("\n"),
     })
+}
+
+/// What was made anew is listed last: the order of tables, and of chains in a table, means nothing.
+fn by_name(ruleset: &str) -> String {
+    let mut tables: Vec<String> = ruleset
+        .split("\n}\n")
+        .map(|table| {
+            let (name, content) = table.split_once('\n').unwrap_or((table, ""));
+            let mut blocks: Vec<&str> =
+                content.split("\n\t}").map(|block| block.trim_matches('\n')).collect();
+            blocks.sort_unstable();
+            format!("{name}\n{}", blocks.join("\n"))
+        })
+        .collect();
+    tables.sort_unstable();
+    tables.join("\n")
 }
 
 /// Sends UDP until three packets are answered; says as whom the server saw them.

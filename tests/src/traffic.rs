@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 
 use crate::host::{Host, TcpCounters};
 use crate::tcp::{TcpReport, TcpSession, TcpTransfer};
@@ -219,27 +219,35 @@ impl Traffic {
     /// # Errors
     /// When a TCP session broke: with its error.
     pub fn stop(self) -> Result<Vec<PodReport>> {
-        self.pods
+        // At once: each waits a while for its last answers.
+        let stopping: Vec<_> =
+            self.pods.into_iter().map(|pod| thread::spawn(move || pod.stop(self.server))).collect();
+        stopping
             .into_iter()
-            .map(|PodTraffic { pod, counters, udp, upload, echo }| {
-                let now = pod.tcp_counters()?;
-                let report = PodReport {
-                    udp: udp.stop()?,
-                    upload: upload.stop()?,
-                    echo: echo.report(),
-                    resets: now.resets_sent + now.connections_reset
-                        - counters.resets_sent
-                        - counters.connections_reset,
-                    pod: pod.name,
-                };
-                let broken = report.upload.error.as_ref().or(report.echo.error.as_ref());
-                broken.map_or(Ok(()), |error| Err(anyhow!(error.clone()))).with_context(|| {
-                    format!("a TCP session of {} to {} broke", report.pod, self.server)
-                })?;
-                ensure!(report.resets == 0, "{} saw {} resets", report.pod, report.resets);
-                Ok(report)
-            })
+            .map(|pod| pod.join().map_err(|_| anyhow!("a thread of the traffic panicked"))?)
             .collect()
+    }
+}
+
+impl PodTraffic {
+    fn stop(self, server: SocketAddr) -> Result<PodReport> {
+        let Self { pod, counters, udp, upload, echo } = self;
+        let now = pod.tcp_counters()?;
+        let report = PodReport {
+            udp: udp.stop()?,
+            upload: upload.stop()?,
+            echo: echo.report(),
+            resets: now.resets_sent + now.connections_reset
+                - counters.resets_sent
+                - counters.connections_reset,
+            pod: pod.name,
+        };
+        let broken = report.upload.error.as_ref().or(report.echo.error.as_ref());
+        if let Some(error) = broken {
+            bail!("a TCP session of {} to {server} broke: {error}", report.pod);
+        }
+        ensure!(report.resets == 0, "{} saw {} resets", report.pod, report.resets);
+        Ok(report)
     }
 }
 
@@ -247,13 +255,12 @@ impl fmt::Display for PodReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: UDP {} of {} lost, outage {} ms; longest answer {} ms; upload stalled {} ms",
+            "{}: UDP {} of {} lost, outage {} ms; longest answer {} ms",
             self.pod,
             self.udp.lost,
             self.udp.sent,
             self.udp.longest_outage.as_millis(),
-            self.echo.longest.as_millis(),
-            self.upload.longest_stall.as_millis()
+            self.echo.longest.as_millis()
         )
     }
 }

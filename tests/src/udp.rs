@@ -142,6 +142,9 @@ fn connected(server: SocketAddr, port: u16) -> std::io::Result<UdpSocket> {
     Ok(socket)
 }
 
+/// How many lost packets a report names.
+const FEW: usize = 8;
+
 /// What became of a [`UdpProbe`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UdpReport {
@@ -153,6 +156,8 @@ pub struct UdpReport {
     pub received: u64,
     /// Packets that were not.
     pub lost: u64,
+    /// The numbers of the first few of these.
+    pub first_lost: Vec<u64>,
     /// Longest time in which no packet was sent that was answered; 0 when none were lost.
     pub longest_outage: Duration,
     /// Answered packets by the source address the server saw.
@@ -165,8 +170,9 @@ pub struct UdpReport {
 #[derive(Debug)]
 pub struct UdpProbe {
     log: Arc<Mutex<Log>>,
-    stop: Arc<AtomicBool>,
-    workers: Vec<JoinHandle<()>>,
+    /// The sender, then the receiver, each with what stops it: the last packet has to be sent
+    /// before its answer can be the last one.
+    workers: Vec<(Arc<AtomicBool>, JoinHandle<()>)>,
 }
 
 #[derive(Debug, Default)]
@@ -196,15 +202,15 @@ impl UdpProbe {
         socket.set_read_timeout(Some(TICK))?;
         let receiver = socket.try_clone()?;
         let log = Arc::<Mutex<Log>>::default();
-        let stop = Arc::new(AtomicBool::new(false));
         let interval = Duration::from_secs(1) / per_second.max(1);
-        let (sender_log, sender_stop) = (Arc::clone(&log), Arc::clone(&stop));
-        let (receiver_log, receiver_stop) = (Arc::clone(&log), Arc::clone(&stop));
+        let [sending, receiving] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let (sender_log, sender_stop) = (Arc::clone(&log), Arc::clone(&sending));
+        let (receiver_log, receiver_stop) = (Arc::clone(&log), Arc::clone(&receiving));
         let workers = vec![
-            thread::spawn(move || send(&socket, interval, &sender_log, &sender_stop)),
-            thread::spawn(move || receive(&receiver, &receiver_log, &receiver_stop)),
+            (sending, thread::spawn(move || send(&socket, interval, &sender_log, &sender_stop))),
+            (receiving, thread::spawn(move || receive(&receiver, &receiver_log, &receiver_stop))),
         ];
-        Ok(Self { log, stop, workers })
+        Ok(Self { log, workers })
     }
 
     /// Number of answers up to now.
@@ -235,10 +241,10 @@ impl UdpProbe {
     }
 
     fn halt(&mut self) -> Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.workers
-            .drain(..)
-            .try_for_each(|worker| worker.join().map_err(|_| anyhow!("a probe's thread panicked")))
+        self.workers.drain(..).try_for_each(|(stop, worker)| {
+            stop.store(true, Ordering::Relaxed);
+            worker.join().map_err(|_| anyhow!("a probe's thread panicked"))
+        })
     }
 }
 
@@ -313,6 +319,9 @@ fn summarize(log: &Log) -> UdpReport {
                 report.longest_outage = report.longest_outage.max(*at - since);
             }
         } else {
+            if report.first_lost.len() < FEW {
+                report.first_lost.push(number);
+            }
             since.get_or_insert(*at);
         }
     }
