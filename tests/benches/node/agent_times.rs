@@ -19,6 +19,8 @@ const PARTS: [&str; 5] = ["Observe", "Routing", "Tables", "Pods", "Connections"]
 /// After a change the agent looks for faults in the mappings when they have rested for this long.
 const REPORT_AFTER: Duration = Duration::from_millis(200);
 
+/// The name of the agent's thread that reads the directory.
+const READER: &str = "mappings-dir";
 /// `--update-interval 1`.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -59,7 +61,9 @@ pub(crate) fn measure(quick: bool, verdicts: &mut Verdicts) -> Result<()> {
         looks(node, &mappings, &extent, &mut rows)?;
         let mut agent = ready(node, &mappings, &[])?.0;
         changes(&agent, &mut mappings, pods, &extent, &mut rows, verdicts)?;
-        idle(&agent, &extent, &mut rows)?;
+        if extent.pods.last() == Some(&pods) {
+            idle(&agent, &extent, &mut rows)?;
+        }
         agent.stop()?;
         Agent::run(node, &["--cleanup"])?;
         table::rows(&["", "median (min–max)"], &rows);
@@ -89,12 +93,14 @@ fn start(
     verdicts: &mut Verdicts,
 ) -> Result<()> {
     let (mut first, mut again, mut parts) = (Vec::new(), Vec::new(), vec![Vec::new(); PARTS.len()]);
-    let (mut peak, mut rest, mut processor) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut peak, mut rest) = (Vec::new(), Vec::new());
+    let (mut processor, mut reading) = (Vec::new(), Vec::new());
     for _ in 0..extent.first_syncs {
         Agent::run(node, &["--cleanup"])?;
         let (mut agent, time) = ready(node, mappings, &[])?;
         first.push(time.as_secs_f64());
         processor.push(processor_time(&agent)?.as_secs_f64());
+        reading.push(processor_time_of(&agent, |name| name == READER)?.as_secs_f64());
         for (part, figures) in PARTS.iter().zip(&mut parts) {
             figures.push(part_duration(&agent, part)?.0);
         }
@@ -117,6 +123,7 @@ fn start(
         rows.push(row(&what, milliseconds(Spread::of(figures.iter().copied()))));
     }
     rows.push(row("  processor time up to then", milliseconds(Spread::of(processor))));
+    rows.push(row("  of it the thread that reads", milliseconds(Spread::of(reading))));
     rows.push(row("start when all is there, to ready", milliseconds(Spread::of(again))));
     let (peak, rest) = (Spread::of(peak), Spread::of(rest));
     rows.push(row("memory after that (VmRSS)", megabytes(rest)));
@@ -270,10 +277,19 @@ fn part_duration(agent: &Agent, part: &str) -> Result<(f64, f64)> {
 
 /// What all threads of the agent have had of processors, without the programs it starts.
 fn processor_time(agent: &Agent) -> Result<Duration> {
+    processor_time_of(agent, |_| true)
+}
+
+fn processor_time_of(agent: &Agent, wanted: impl Fn(&str) -> bool) -> Result<Duration> {
     let mut all = Duration::ZERO;
     for task in fs::read_dir(format!("/proc/{}/task", agent.pid()))? {
+        let task = task?.path();
         // A thread that ends meanwhile takes its time with it.
-        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        let Ok(name) = fs::read_to_string(task.join("comm")) else { continue };
+        let Ok(text) = fs::read_to_string(task.join("schedstat")) else { continue };
+        if !wanted(name.trim_end()) {
+            continue;
+        }
         let nanoseconds = text.split(' ').next().and_then(|first| first.parse().ok());
         all += Duration::from_nanos(nanoseconds.context("no time in schedstat")?);
     }

@@ -1,9 +1,12 @@
 //! Floods of small packets, and round trips of one.
 
+use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +14,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::socket::{
     MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, setsockopt, sockopt,
 };
+use nix::unistd::{Pid, gettid};
 
 use super::{
     ADDRESS, ANSWER_WITHIN, ANY, FLOOD_PORT, Load, Processor, TICK, UDP_ECHO_PORT, address_bytes,
@@ -36,6 +40,9 @@ const WARM_UP: Duration = Duration::from_millis(30);
 pub struct Packets {
     /// Packets the receiver has read, a second.
     pub received: f64,
+    /// The same for each second that a processor worked at sending and forwarding them: what else
+    /// the machine does disturbs this less.
+    pub per_second_of_work: f64,
     /// Packets the receiver's kernel dropped because it did not read fast enough, as a part of
     /// all that arrived: if this is not near 0, the receiver is what was measured.
     pub dropped_by_receiver: f64,
@@ -93,19 +100,30 @@ impl Load<'_> {
     pub fn packets(&self, duration: Duration) -> Result<Packets> {
         let server = self.server.at(FLOOD_PORT);
         let sockets: Vec<_> = (0..FLOWS).map(|_| self.asked(server)).collect::<Result<_>>()?;
-        let stop = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let sender = scope.spawn(|| flood(&sockets, &stop));
-            thread::sleep(WARM_UP);
-            let dropped = dropped_by(&self.server.host)?;
-            let (start, before) = (Instant::now(), self.server.packets());
-            thread::sleep(duration);
-            let (time, after) = (start.elapsed(), self.server.packets());
+        let dropped_before = dropped_by(&self.server.host)?;
+        let work = Work::of_first_processor()?;
+        let (stop, (tell, told)) = (AtomicBool::new(false), mpsc::channel());
+        let (count, time, worked) = thread::scope(|scope| {
+            let sender = scope.spawn(|| flood(&sockets, &stop, &tell));
+            // Whatever happens from here on, the sender has to end.
+            let measured = told.recv().context("the sender has not begun").and_then(|thread| {
+                thread::sleep(WARM_UP);
+                let (start, before) = (Instant::now(), self.server.packets());
+                let worked = work.since_start(thread)?;
+                thread::sleep(duration);
+                let worked = work.since_start(thread)?.saturating_sub(worked);
+                Ok((self.server.packets() - before, start.elapsed(), worked))
+            });
             stop.store(true, Ordering::Relaxed);
             sender.join().map_err(|_| anyhow!("the sender's thread panicked"))?;
-            let dropped = per_second(dropped_by(&self.server.host)? - dropped, time);
-            let received = per_second(after - before, time);
-            Ok(Packets { received, dropped_by_receiver: dropped / (dropped + received).max(1.0) })
+            measured
+        })?;
+        let dropped = per_second(dropped_by(&self.server.host)? - dropped_before, time);
+        let received = per_second(count, time);
+        Ok(Packets {
+            received,
+            per_second_of_work: per_second(count, worked.max(Duration::from_micros(1))),
+            dropped_by_receiver: dropped / (dropped + received).max(1.0),
         })
     }
 
@@ -145,8 +163,38 @@ impl Load<'_> {
     }
 }
 
-fn flood(sockets: &[UdpSocket], stop: &AtomicBool) {
+/// Who works for a flood: its sender's thread, which forwards its own packets in between, and the
+/// kernel's thread that does so when that has become much.
+struct Work {
+    softirqs: PathBuf,
+}
+
+impl Work {
+    fn of_first_processor() -> Result<Self> {
+        let of_kernel = |process: &PathBuf| {
+            fs::read_to_string(process.join("comm")).is_ok_and(|name| name == "ksoftirqd/0\n")
+        };
+        let mut processes = fs::read_dir("/proc")?.flatten().map(|entry| entry.path());
+        let softirqs = processes.find(of_kernel).context("there is no ksoftirqd/0")?;
+        Ok(Self { softirqs })
+    }
+
+    fn since_start(&self, sender: Pid) -> Result<Duration> {
+        let sender = PathBuf::from(format!("/proc/self/task/{sender}"));
+        let mut all = Duration::ZERO;
+        for task in [&sender, &self.softirqs] {
+            let text = fs::read_to_string(task.join("schedstat"))?;
+            let nanoseconds = text.split(' ').next().and_then(|first| first.parse().ok());
+            all += Duration::from_nanos(nanoseconds.context("no time in schedstat")?);
+        }
+        Ok(all)
+    }
+}
+
+fn flood(sockets: &[UdpSocket], stop: &AtomicBool, began: &mpsc::Sender<Pid>) {
     bind_to(&Processor::First);
+    // Nobody listens any more when the measurement has failed.
+    let _ = began.send(gettid());
     let packet = [0; SMALL];
     let slices = [[IoSlice::new(&packet)]; BATCH];
     let addresses = [None::<()>; BATCH];
@@ -168,7 +216,7 @@ fn flood(sockets: &[UdpSocket], stop: &AtomicBool) {
 
 /// Packets dropped on a host since its namespace was made because a socket's buffer was full.
 fn dropped_by(host: &Host) -> Result<u64> {
-    let text = host.enter(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
+    let text = host.enter(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
     let mut rows = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
     let (names, values) = (rows.next().unwrap_or(""), rows.next().unwrap_or(""));
     let mut columns = names.split(' ').zip(values.split(' '));
