@@ -275,10 +275,10 @@ impl Sync {
     }
 
     async fn act(&mut self, steps: Vec<Step>) -> Result<usize, SyncError> {
-        let (planned, mut failed) = (steps.len(), 0);
+        let (planned, mut failed) = (steps.len(), Vec::new());
         let repair = !self.unsettled;
         for step in steps {
-            if failed > 0 && step.is_removal() {
+            if failed.iter().any(|failed| step.waits_for(failed, &self.observed)) {
                 debug!("waits for what failed before it: {step}");
                 continue;
             }
@@ -290,12 +290,13 @@ impl Sync {
                 Ok(()) if repair => warn!(why = %self.why, "repaired: {step}"),
                 Ok(()) => info!(why = %self.why, "{step}"),
                 Err(error) => {
-                    failed += 1;
                     self.metrics.failed(part);
                     error!(why = %self.why, "{:#}", anyhow::Error::from(error));
+                    failed.push(step);
                 }
             }
         }
+        let failed = failed.len();
         if repair {
             self.metrics.repaired(planned - failed);
         }
