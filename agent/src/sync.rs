@@ -268,6 +268,11 @@ impl Sync {
         }
         let marks = self.settings.ownership.marks();
         let mut steps = plan(&desired, &self.observed, &self.loaded, marks);
+        // All pods are in that text: not for each that comes or goes.
+        let only_pods = |step: &Step| matches!(step, Step::ChangePods(_) | Step::ForgetPods(_));
+        if !steps.iter().all(only_pods) {
+            debug!(why = %self.why, "desired state:\n{}", desired.as_text(self.kernel.tables()));
+        }
         if !self.unforgotten.is_empty() {
             steps.push(Step::ForgetPods(std::mem::take(&mut self.unforgotten)));
         }
