@@ -2,6 +2,8 @@
 //!
 //! Pure: no I/O, no clock, cannot fail. What a VIP cannot have on this node becomes a [`Note`].
 
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet};

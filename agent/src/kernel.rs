@@ -104,6 +104,11 @@ impl Kernel {
         })
     }
 
+    /// What our tables are called.
+    pub const fn tables(&self) -> &TableNames {
+        &self.names
+    }
+
     /// Hears what others change from now on.
     pub fn subscribe(&self) -> Result<Notifications, KernelError> {
         let own_ports = OwnPorts::default();

@@ -5,13 +5,13 @@
 //! 1. reverse path filters, routes, then the rules that lead to them: a marked packet always has a
 //!    way, or the backstop;
 //! 2. the tables, in one transaction, then the pods of both, in one more: a packet is marked only
-//!    when 1 is done. Where both tables must be made anew, the guard is complete before the main
-//!    table is touched;
+//!    when 1 is done. Where both tables must be made anew, one is complete before the other is
+//!    touched: the guard, unless the main table does nothing as it is;
 //! 3. neighbours that are taken for holders, and connections that are bound to what is no longer so;
 //! 4. rules, then routes, that nothing is marked for any more.
 //!
 //! Each step leaves every mapped pod with its old VIP, its new VIP, or nothing at all. If a step
-//! fails, the removals of 4 have to wait.
+//! fails, what takes away has to wait: see [`Step::waits_for`].
 
 mod pods;
 mod tables;
@@ -71,9 +71,23 @@ pub enum Step {
 }
 
 impl Step {
-    /// Whether the step only takes away, so that it has to wait when one before it failed.
-    pub const fn is_removal(&self) -> bool {
-        matches!(self, Self::DeleteRule(_) | Self::DeleteRoute(_) | Self::DeleteStray(_))
+    /// Whether the step has to be left to the next plan when `failed`, one before it, was not
+    /// done: what it takes away may be all that there is. `observed` is what the plan was made for.
+    pub fn waits_for(&self, failed: &Self, observed: &Observed) -> bool {
+        match self {
+            Self::DeleteRule(_) | Self::DeleteRoute(_) | Self::DeleteStray(_) => true,
+            // A table that works is emptied only while the other is complete.
+            Self::ChangeTables(change) => {
+                change.empties_one_of(observed)
+                    && matches!(failed, Self::ChangeTables(_) | Self::ChangePods(_))
+            }
+            Self::Loosen(_)
+            | Self::AddRoute(_)
+            | Self::AddRule(_)
+            | Self::ChangePods(_)
+            | Self::ForgetPods(_)
+            | Self::Rebind { .. } => false,
+        }
     }
 }
 

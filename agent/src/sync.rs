@@ -268,6 +268,11 @@ impl Sync {
         }
         let marks = self.settings.ownership.marks();
         let mut steps = plan(&desired, &self.observed, &self.loaded, marks);
+        // All pods are in that text: not for each that comes or goes.
+        let only_pods = |step: &Step| matches!(step, Step::ChangePods(_) | Step::ForgetPods(_));
+        if !steps.iter().all(only_pods) {
+            debug!(why = %self.why, "desired state:\n{}", desired.as_text(self.kernel.tables()));
+        }
         if !self.unforgotten.is_empty() {
             steps.push(Step::ForgetPods(std::mem::take(&mut self.unforgotten)));
         }
@@ -275,12 +280,12 @@ impl Sync {
     }
 
     async fn act(&mut self, steps: Vec<Step>) -> Result<usize, SyncError> {
-        let (planned, mut failed) = (steps.len(), 0);
+        let (planned, mut failed) = (steps.len(), Vec::new());
         let repair = !self.unsettled;
         // A notice about the node or of mappings may have come with it, but nothing came of that.
         let why = if repair { self.why.min(Why::Stranger) } else { self.why };
         for step in steps {
-            if failed > 0 && step.is_removal() {
+            if failed.iter().any(|failed| step.waits_for(failed, &self.observed)) {
                 debug!("waits for what failed before it: {step}");
                 continue;
             }
@@ -292,12 +297,13 @@ impl Sync {
                 Ok(()) if repair => warn!(%why, "repaired: {step}"),
                 Ok(()) => info!(%why, "{step}"),
                 Err(error) => {
-                    failed += 1;
                     self.metrics.failed(part);
                     error!(%why, "{:#}", anyhow::Error::from(error));
+                    failed.push(step);
                 }
             }
         }
+        let failed = failed.len();
         if repair {
             self.metrics.repaired(planned - failed);
         }

@@ -74,6 +74,15 @@ impl TableChange {
     }
 }
 
+impl TablesChange {
+    /// A table that is there loses its pods.
+    pub(super) fn empties_one_of(&self, observed: &Observed) -> bool {
+        let Self { main, guard } = self;
+        (TableChange::replaces(main.as_ref()) && observed.main.is_some())
+            || (TableChange::replaces(guard.as_ref()) && observed.guard.is_some())
+    }
+}
+
 impl fmt::Display for TableChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -152,12 +161,25 @@ pub(super) fn steps(
             steps.push(Step::ChangePods(pods));
         }
     };
-    if anew == (true, true) {
-        let (of_main, of_guard) = pods.split();
-        push(None, guard, of_guard);
-        push(main, None, of_main);
-    } else {
-        push(main, guard, pods);
+    // A table that loses its pods leaves the work to the other, which has to be complete by then.
+    match anew {
+        (true, true) => {
+            let (of_main, of_guard) = pods.split();
+            let main_works = observed.main.as_ref().is_some_and(|seen| !seen.dormant);
+            if main_works {
+                push(None, guard, of_guard);
+                push(main, None, of_main);
+            } else {
+                push(main, None, of_main);
+                push(None, guard, of_guard);
+            }
+        }
+        (true, false) => {
+            let (of_main, of_guard) = pods.split();
+            push(None, None, of_guard);
+            push(main, guard, of_main);
+        }
+        (false, _) => push(main, guard, pods),
     }
     (steps, touched)
 }

@@ -43,7 +43,7 @@ pub(super) enum ToRouting {
     AddStray,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Damage {
     /// To the guard rather than to the main table.
     to_guard: bool,
@@ -51,6 +51,9 @@ pub(super) struct Damage {
     routing: Vec<ToRouting>,
     /// The agent has restarted: it has forgotten what it knew.
     restart: bool,
+    /// The agent has been replaced by one whose tables are hooked in elsewhere: both work as they
+    /// are, and both have to be made anew.
+    upgrade: bool,
 }
 
 fn to_table() -> impl Strategy<Value = ToTable> {
@@ -89,8 +92,17 @@ fn to_routing() -> impl Strategy<Value = ToRouting> {
 pub(super) fn damages() -> impl Strategy<Value = Damage> {
     let tables = proptest::collection::vec(to_table(), 0..3);
     let routing = proptest::collection::vec(to_routing(), 0..2);
-    (any::<bool>(), tables, routing, proptest::bool::weighted(0.2)).prop_map(
-        |(to_guard, tables, routing, restart)| Damage { to_guard, tables, routing, restart },
+    let restart = proptest::sample::select(
+        &[(false, false), (false, false), (true, false), (true, true)][..],
+    );
+    (any::<bool>(), tables, routing, restart).prop_map(
+        |(to_guard, tables, routing, (restart, upgrade))| Damage {
+            to_guard,
+            tables,
+            routing,
+            restart,
+            upgrade,
+        },
     )
 }
 
@@ -103,17 +115,33 @@ fn remove_nth<T: Ord + Clone>(set: &mut std::collections::BTreeSet<T>, at: Index
 
 impl Damage {
     pub(super) fn strike(&self, kernel: &mut Kernel) {
-        let Self { to_guard, tables, routing, restart } = self;
+        let Self { to_guard, tables, routing, restart, upgrade } = self;
         if *restart {
             kernel.loaded = [LoadedDigests::default(), LoadedDigests::default()];
             kernel.places = None;
         }
-        for damage in tables {
-            // Without digests nobody can tell a rule with our comment from ours.
-            if *restart && matches!(damage, ToTable::Forge(_)) {
-                continue;
+        if *upgrade {
+            for chain in [&mut kernel.main, &mut kernel.guard]
+                .into_iter()
+                .flatten()
+                .flat_map(|table| table.chains.values_mut())
+            {
+                if let SeenHook::Known(hook) = &mut chain.hook {
+                    hook.priority -= 1;
+                }
             }
-            strike_table(kernel, *to_guard, damage);
+        }
+        for damage in tables {
+            let felt = match damage {
+                // Without digests nobody can tell a rule with our comment from ours.
+                ToTable::Forge(_) => !restart,
+                // A main table that is outdated and also broken looks just outdated.
+                ToTable::Delete | ToTable::Sleep => true,
+                _ => *to_guard || !upgrade,
+            };
+            if felt {
+                strike_table(kernel, *to_guard, damage);
+            }
         }
         for damage in routing {
             // What leads nowhere is caught by the guard, so that has to be whole.
