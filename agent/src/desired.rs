@@ -14,7 +14,7 @@ use shared::{Mappings, PodIp, RouteId, Vip};
 
 use crate::node_facts::{NoUplink, NodeFacts};
 use crate::routing::{Device, Family, Ownership, PolicyRule, Route};
-use crate::ruleset::{Input, Ruleset};
+use crate::ruleset::{Input, Ruleset, capacity};
 
 /// Destinations that are never outside, whatever the cluster: this host, its links, multicast,
 /// broadcast and reserved addresses.
@@ -103,6 +103,7 @@ pub fn ruleset_input(
     let networks = mappings.networks();
     let input = Input {
         mask: settings.ownership.marks(),
+        capacity: capacity(mappings.pods().len()),
         vips: mappings.vips().clone(),
         reachable: uplinks.keys().copied().collect(),
         uplinks: uplinks.into_values().map(|device| device.name).collect(),

@@ -34,7 +34,7 @@ use self::sysctl::{ReversePath, SysctlError};
 use self::tables::{Tables, TablesError};
 use crate::kernel_state::SeenTable;
 use crate::node_facts::NodeFacts;
-use crate::plan::Step;
+use crate::plan::{Step, TablesChange};
 use crate::pod_tables::PodTables;
 use crate::report::Switches;
 use crate::routing::{Family, MarkMask, ObservedRouting, Ownership};
@@ -75,6 +75,7 @@ pub struct Kernel {
     conntrack: Conntrack,
     names: TableNames,
     ownership: Ownership,
+    own_ports: OwnPorts,
 }
 
 /// Both tables as they were seen, and the kernel's count of transactions by then.
@@ -101,6 +102,7 @@ impl Kernel {
             conntrack: Conntrack::open()?,
             names,
             ownership,
+            own_ports: OwnPorts::default(),
         })
     }
 
@@ -111,7 +113,7 @@ impl Kernel {
 
     /// Hears what others change from now on.
     pub fn subscribe(&self) -> Result<Notifications, KernelError> {
-        let own_ports = OwnPorts::default();
+        let own_ports = self.own_ports.clone();
         own_ports.add_route(self.route_socket.port());
         own_ports.add_netfilter(self.elements.port_id());
         Ok(Notifications::subscribe(Interest {
@@ -175,7 +177,7 @@ impl Kernel {
             Step::Loosen(interface) => drop(sysctl::loosen(interface)?),
             Step::AddRoute(route) => self.routing.add_route(route).await?,
             Step::AddRule(rule) => self.routing.add_rule(rule).await?,
-            Step::ChangeTables(change) => self.nft.change(change).await?,
+            Step::ChangeTables(change) => self.change_tables(change).await?,
             Step::ChangePods(changes) => self.elements.apply(changes)?,
             Step::ForgetPods(pods) => {
                 let addresses = pods.iter().map(|pod| pod.addr()).collect();
@@ -188,6 +190,18 @@ impl Kernel {
             Step::DeleteRule(rule) => self.routing.del_rule(rule).await?,
             Step::DeleteRoute(route) => self.routing.del_route(route).await?,
             Step::DeleteStray(stray) => self.routing.del_stray(stray).await?,
+        }
+        Ok(())
+    }
+
+    /// nft's socket is not ours. But when its transaction was the only one meanwhile, what is told
+    /// of that one is no news.
+    async fn change_tables(&mut self, change: &TablesChange) -> Result<(), KernelError> {
+        let before = self.tables.generation()?;
+        self.nft.change(change).await?;
+        let after = self.tables.generation()?;
+        if after == before.wrapping_add(1) {
+            self.own_ports.add_generation(after);
         }
         Ok(())
     }

@@ -32,6 +32,10 @@ pub struct Observed {
 /// A table of ours, but for the elements of its declared maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SeenTable {
+    /// Its number; a table deleted and made again has another.
+    pub handle: u64,
+    /// What is known of the elements of declared maps and sets without reading them, by name.
+    pub contents: BTreeMap<String, Contents>,
     /// Switched off: none of its chains is asked.
     pub dormant: bool,
     /// Chains by name.
@@ -40,6 +44,15 @@ pub struct SeenTable {
     pub declared: BTreeMap<String, Option<Declared>>,
     /// Named counters.
     pub counters: BTreeMap<String, Count>,
+}
+
+/// The elements of a map or set, from outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// The set's number in its table; one deleted and made again has another.
+    pub handle: u64,
+    /// How many there are, if the kernel tells (6.16 and later).
+    pub count: Option<u32>,
 }
 
 /// What a counter has counted.
@@ -106,7 +119,9 @@ impl SeenTable {
     /// The table has to be made anew: what cannot be changed in place is not what it should be.
     pub fn is_beyond_repair(&self, wanted: &Table) -> bool {
         let declared_otherwise = wanted.declared.iter().any(|(name, declared)| {
-            self.declared.get(*name).is_some_and(|seen| *seen != Some(*declared))
+            self.declared
+                .get(*name)
+                .is_some_and(|seen| !seen.is_some_and(|seen| seen.serves_as(*declared)))
         });
         let hooked_otherwise = wanted.chains.iter().any(|(name, chain)| {
             self.chains.get(name).is_some_and(|seen| !same_hook(seen.hook, chain))

@@ -8,7 +8,7 @@ use std::fmt;
 
 use shared::{PodIp, Vip};
 
-use crate::ruleset::TableNames;
+use crate::ruleset::{REPLACED_AT_ONCE, TableNames};
 
 /// One of the four maps and sets that hold pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,9 +101,37 @@ impl PodChanges {
             && strays.is_empty()
     }
 
-    /// Every pod whose VIP these changes touch.
+    /// Every pod whose VIP these changes touch, or that becomes guarded: one that somebody else had
+    /// mapped as it should be may have connections from before.
     pub fn changed(&self) -> BTreeSet<PodIp> {
-        self.unmap.iter().copied().chain(self.map.iter().map(|(pod, _)| *pod)).collect()
+        let mapped = self.map.iter().map(|(pod, _)| pod);
+        self.unmap.iter().chain(mapped).chain(&self.guard).copied().collect()
+    }
+
+    /// The same changes in transactions that maps of that [`capacity`](crate::ruleset::capacity)
+    /// have room for: mostly one. Each pod is in one of them, with its old and its new VIP.
+    ///
+    /// What a transaction removes makes room only when it is done.
+    pub fn in_transactions(self) -> Vec<Self> {
+        let Self { unmap, map, unguard, guard, strays } = self;
+        let removes = !(unmap.is_empty() && unguard.is_empty() && strays.is_empty());
+        if !removes || map.len().max(guard.len()) <= REPLACED_AT_ONCE {
+            return vec![Self { unmap, map, unguard, guard, strays }];
+        }
+        let before: BTreeSet<PodIp> = unmap.iter().copied().collect();
+        let (replaced, added): (Vec<_>, Vec<_>) =
+            map.into_iter().partition(|(pod, _)| before.contains(pod));
+        let staying: BTreeSet<PodIp> = replaced.iter().map(|(pod, _)| *pod).collect();
+        let removed = before.difference(&staying).copied().collect();
+        let mut parts = vec![Self { unmap: removed, unguard, strays, ..Self::default() }];
+        parts.extend(replaced.chunks(REPLACED_AT_ONCE).map(|map| Self {
+            unmap: map.iter().map(|(pod, _)| *pod).collect(),
+            map: map.to_vec(),
+            ..Self::default()
+        }));
+        parts.push(Self { map: added, guard, ..Self::default() });
+        parts.retain(|part| !part.is_empty());
+        parts
     }
 
     /// The changes of the main table, and those of the guard.
@@ -151,7 +179,33 @@ fn few<T: fmt::Display>(verb: &str, pods: impl ExactSizeIterator<Item = T>) -> O
     }
 }
 
+/// How many elements each of the four maps and sets has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodCounts([usize; 4]);
+
+impl PodCounts {
+    /// In one of them.
+    pub fn of(&self, set: PodSet) -> usize {
+        self.0[set as usize]
+    }
+}
+
 impl PodTables {
+    /// How many elements there are. Looks at each.
+    pub fn counts(&self) -> PodCounts {
+        let v4 = |pods: usize, all: usize| (pods, all - pods);
+        // IPv4 sorts before IPv6.
+        let (vip4, vip6) =
+            v4(self.vips.keys().take_while(|pod| pod.is_ipv4()).count(), self.vips.len());
+        let (mapped4, mapped6) =
+            v4(self.guarded.iter().take_while(|pod| pod.is_ipv4()).count(), self.guarded.len());
+        let mut counts = [vip4, vip6, mapped4, mapped6];
+        for stray in &self.strays {
+            counts[stray.set as usize] += 1;
+        }
+        PodCounts(counts)
+    }
+
     /// What the tables hold after `changes`.
     pub fn apply(&mut self, changes: &PodChanges) {
         let PodChanges { unmap, map, unguard, guard, strays } = changes;

@@ -155,20 +155,60 @@ pub struct Table {
     pub chains: BTreeMap<String, Chain>,
 }
 
-/// The type of a declared map or set.
+/// How a map or set of pods is declared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Declared {
-    /// Addresses → addresses, of one family.
-    Map(Family),
-    /// Addresses of one family.
-    Set(Family),
+pub struct Declared {
+    /// What it holds.
+    pub kind: DeclaredKind,
+    /// Of which family its addresses are.
+    pub family: Family,
+    /// How many elements it may have; 0 is any number.
+    pub size: u32,
 }
+
+/// What a declared map or set holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeclaredKind {
+    /// Addresses → addresses.
+    Map,
+    /// Addresses.
+    Set,
+}
+
+impl Declared {
+    /// Whether what is declared like this can serve where `wanted` is: it may have room for more.
+    pub const fn serves_as(self, wanted: Self) -> bool {
+        let Self { kind, family, size } = self;
+        let alike = kind as u8 == wanted.kind as u8 && family as u8 == wanted.family as u8;
+        alike && (size == 0 || (wanted.size != 0 && size >= wanted.size))
+    }
+}
+
+/// How many elements maps and sets need to have room for, with that many mapped pods.
+///
+/// With a size the kernel makes a hash table that is never reordered: that halves what it takes to
+/// fill and to read it. Each of the four costs two 8-byte buckets for every element there is room
+/// for, 2 MiB at the least (8 MiB for all), besides some 64 bytes for every element there is.
+///
+/// What a transaction removes makes room only when it is done, so there is room for the largest
+/// ([`REPLACED_AT_ONCE`]) besides the pods.
+pub fn capacity(pods: usize) -> u32 {
+    const LEAST: u32 = 1 << 17;
+    let needed = pods.saturating_add(REPLACED_AT_ONCE).next_power_of_two();
+    u32::try_from(needed).unwrap_or(u32::MAX).max(LEAST)
+}
+
+/// How many pods one transaction adds at most if pods are removed as well. With 100 000 pods both
+/// find room in the least [`capacity`].
+pub const REPLACED_AT_ONCE: usize = 30_000;
 
 /// What the rules depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Input {
     /// Which mark bits are ours.
     pub mask: MarkMask,
+    /// How many elements each map and set of pods has room for.
+    pub capacity: u32,
     /// Every accepted VIP.
     pub vips: BTreeMap<Vip, RouteId>,
     /// Those of `vips` that this node can send to when they are elsewhere.
@@ -193,15 +233,18 @@ pub struct Ruleset {
 impl Ruleset {
     /// The tables for `input`.
     pub fn render(input: &Input) -> Self {
+        let declared = |kind, family| Declared { kind, family, size: input.capacity };
+        let map = |family| (pod_map(family), declared(DeclaredKind::Map, family));
+        let set = |family| (mapped_set(family), declared(DeclaredKind::Set, family));
         Self {
             main: Table {
                 counters: MAIN_COUNTERS.iter().map(|(name, _)| *name).collect(),
-                declared: Family::ALL.map(|f| (pod_map(f), Declared::Map(f))).into(),
+                declared: Family::ALL.map(map).into(),
                 chains: chains::main(input),
             },
             guard: Table {
                 counters: GUARD_COUNTERS.iter().map(|(name, _)| *name).collect(),
-                declared: Family::ALL.map(|f| (mapped_set(f), Declared::Set(f))).into(),
+                declared: Family::ALL.map(set).into(),
                 chains: chains::guard(input),
             },
         }
@@ -222,15 +265,16 @@ impl fmt::Display for Table {
             writeln!(f, "\tcounter {counter} {{ }}")?;
         }
         for (name, declared) in &self.declared {
-            match declared {
-                Declared::Map(family) => {
-                    let address = address_type(*family);
-                    writeln!(f, "\tmap {name} {{ type {address} : {address}; }}")?;
-                }
-                Declared::Set(family) => {
-                    writeln!(f, "\tset {name} {{ type {}; }}", address_type(*family))?;
-                }
+            let Declared { kind, family, size } = *declared;
+            let address = address_type(family);
+            match kind {
+                DeclaredKind::Map => write!(f, "\tmap {name} {{ type {address} : {address}; ")?,
+                DeclaredKind::Set => write!(f, "\tset {name} {{ type {address}; ")?,
             }
+            if size != 0 {
+                write!(f, "size {size}; ")?;
+            }
+            writeln!(f, "}}")?;
         }
         for (name, Chain { hook, rules }) in &self.chains {
             writeln!(f, "\tchain {name} {{")?;

@@ -126,7 +126,10 @@ impl Agent {
         for notice in &notices {
             self.sync.notice(notice);
             let at = match notice {
-                Notice::Nftables { .. } | Notice::Routing | Notice::NetConf { .. } => due.repair,
+                Notice::Nftables { .. }
+                | Notice::Elements { .. }
+                | Notice::Routing
+                | Notice::NetConf { .. } => due.repair,
                 _ => Instant::now(),
             };
             due.sync_by(at);

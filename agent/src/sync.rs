@@ -19,6 +19,7 @@ use crate::kernel_state::{LoadedDigests, Observed};
 use crate::metrics::{Counts, Metrics, Part};
 use crate::node_facts::NodeFacts;
 use crate::plan::{Step, TableChange, TablesChange, plan};
+use crate::pod_tables::PodSet;
 use crate::ruleset::{Input, Ruleset};
 
 /// Why the kernel is looked at, the most telling reason of all that have come up.
@@ -87,6 +88,8 @@ pub struct Sync {
     store: MappingsStore,
     facts: NodeFacts,
     observed: Observed,
+    /// Where the pods in `observed` are.
+    holders: [Option<(u64, u64)>; 4],
     stale: Stale,
     generation: u32,
     rendered: Option<(Input, Ruleset)>,
@@ -108,6 +111,7 @@ impl Sync {
             store: MappingsStore::default(),
             facts: NodeFacts::default(),
             observed: Observed::default(),
+            holders: [None; 4],
             stale: Stale::ALL,
             generation: 0,
             rendered: None,
@@ -177,6 +181,9 @@ impl Sync {
             }
             Notice::Nftables { .. } => {
                 self.stale.tables = true;
+                Why::Stranger
+            }
+            Notice::Elements { .. } => {
                 self.stale.pods = true;
                 Why::Stranger
             }
@@ -189,12 +196,15 @@ impl Sync {
     }
 
     /// Has everything looked at again; tables only if anybody has changed any since.
+    ///
+    /// Pods are not: reading them takes long, and every change of them by others is told of, or
+    /// that it was lost. What shows of them with the tables has to agree.
     pub fn look_again(&mut self) -> Result<(), SyncError> {
         let stale = &mut self.stale;
         (stale.facts, stale.routing, stale.strict) = (true, true, true);
         let generation = self.kernel.generation().map_err(SyncError::Look)?;
         if generation != self.generation {
-            (stale.tables, stale.pods) = (true, true);
+            stale.tables = true;
         }
         Ok(())
     }
@@ -230,12 +240,34 @@ impl Sync {
         }
         if self.stale.tables {
             self.look_at_tables()?;
+            self.stale.pods |= self.contents_differ();
         }
         if self.stale.pods {
             self.observed.pods = self.kernel.dump_pods()?;
+            self.holders = PodSet::ALL.map(|set| self.holder(set));
             self.stale.pods = false;
         }
         Ok(())
+    }
+
+    /// Which set in which table it is that holds these pods, by their numbers.
+    fn holder(&self, set: PodSet) -> Option<(u64, u64)> {
+        let table = if set.is_map() { &self.observed.main } else { &self.observed.guard };
+        let table = table.as_ref()?;
+        Some((table.handle, table.contents.get(set.name())?.handle))
+    }
+
+    /// Whether the maps and sets that were just looked at cannot hold the pods that are remembered:
+    /// they are others, or hold another number.
+    fn contents_differ(&self) -> bool {
+        let counts = self.observed.pods.counts();
+        PodSet::ALL.into_iter().zip(self.holders).any(|(set, holder)| {
+            let table = if set.is_map() { &self.observed.main } else { &self.observed.guard };
+            let seen = table.as_ref().and_then(|table| table.contents.get(set.name()));
+            let count = seen.and_then(|seen| seen.count);
+            self.holder(set) != holder
+                || count.is_some_and(|count| usize::try_from(count) != Ok(counts.of(set)))
+        })
     }
 
     fn look_at_tables(&mut self) -> Result<(), KernelError> {
@@ -332,7 +364,11 @@ impl Sync {
             Step::ChangeTables(_) => (self.stale.tables, self.stale.pods) = (true, true),
             Step::ChangePods(changes) if done => {
                 self.observed.pods.apply(changes);
-                self.generation = self.kernel.generation()?;
+                // Else somebody else has changed something too: the next look finds out what.
+                let next = self.generation.wrapping_add(1);
+                if self.kernel.generation()? == next {
+                    self.generation = next;
+                }
             }
             Step::ChangePods(_) => self.stale.pods = true,
             Step::ForgetPods(pods) if !done => self.unforgotten.extend(pods),
@@ -345,6 +381,7 @@ impl Sync {
     /// Looks at what was just loaded, to know it again.
     fn loaded(&mut self, change: &TablesChange) -> Result<(), KernelError> {
         self.look_at_tables()?;
+        let mut replaced = [false; 2];
         let pods = &mut self.observed.pods;
         let seen = [&self.observed.main, &self.observed.guard];
         for (index, change) in [&change.main, &change.guard].into_iter().enumerate() {
@@ -357,6 +394,12 @@ impl Sync {
                     pods.guarded.clear()
                 }
                 pods.strays.retain(|stray| stray.set.is_map() != (index == 0));
+                replaced[index] = true;
+            }
+        }
+        for (at, set) in PodSet::ALL.into_iter().enumerate() {
+            if replaced[usize::from(!set.is_map())] {
+                self.holders[at] = self.holder(set);
             }
         }
         Ok(())

@@ -45,6 +45,7 @@ fn input(vips: &[(&str, u32)]) -> Input {
     let nets = |texts: &[&str]| texts.iter().map(|net| net.parse().unwrap()).collect();
     Input {
         mask: MarkMask::default(),
+        capacity: 1 << 17,
         reachable: vips.keys().copied().collect(),
         vips,
         uplinks: BTreeSet::from(["eth0".to_owned(), "bond0.12".to_owned()]),
@@ -117,4 +118,18 @@ fn pretty_assertions(left: &[String], right: &[String]) {
         assert_eq!(l, r, "\n--- text:\n{l}\n--- loaded:\n{r}");
     }
     assert_eq!(left.len(), right.len());
+}
+
+#[test]
+fn room_for_more_serves_and_room_for_less_does_not() {
+    use agent::ruleset::capacity;
+    assert_eq!([0, 100_000, 101_072].map(capacity), [1 << 17; 3]);
+    assert_eq!([101_073, 200_000, 1_000_000].map(capacity), [1 << 18, 1 << 18, 1 << 20]);
+    let declared = |capacity| {
+        let ruleset = Ruleset::render(&Input { capacity, ..input(&[]) });
+        ruleset.main.declared["pod_vip4"]
+    };
+    assert!(declared(1 << 18).serves_as(declared(1 << 17)));
+    assert!(declared(0).serves_as(declared(1 << 17)));
+    assert!(!declared(1 << 17).serves_as(declared(1 << 18)));
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
@@ -40,8 +40,10 @@ pub enum Notice {
     Routed { device: u32 },
     /// `rp_filter` or forwarding was set. The interface's index; `None` is all, or the default.
     NetConf { device: Option<u32> },
-    /// Somebody else changed something in this nft table.
+    /// Somebody else changed this nft table: its chains, rules, maps or sets.
     Nftables { table: String },
+    /// Somebody else changed elements in this nft table, or may have.
+    Elements { table: String },
     /// Notices were lost: look at everything.
     Overrun,
 }
@@ -56,9 +58,17 @@ pub struct Interest {
     pub own_ports: OwnPorts,
 }
 
-/// The port ids of our own netlink sockets. Clones share them.
+/// What tells our own changes: the port ids of our netlink sockets, and the numbers of nftables
+/// transactions that others (`nft`) made for us. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct OwnPorts(Arc<Mutex<BTreeSet<(isize, u32)>>>);
+pub struct OwnPorts(Arc<Mutex<Own>>);
+
+#[derive(Debug, Default)]
+struct Own {
+    ports: BTreeSet<(isize, u32)>,
+    /// Those of which not all was heard yet.
+    generations: BTreeSet<u32>,
+}
 
 impl OwnPorts {
     /// Changes made over this rtnetlink socket are our own.
@@ -71,12 +81,34 @@ impl OwnPorts {
         self.add(NETLINK_NETFILTER, port);
     }
 
+    /// The nftables transaction with this number was made for us. To be told before what it
+    /// brought is heard.
+    pub fn add_generation(&self, generation: u32) {
+        self.own().generations.insert(generation);
+    }
+
     fn add(&self, protocol: isize, port: u32) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((protocol, port));
+        self.own().ports.insert((protocol, port));
     }
 
     fn contain(&self, protocol: isize, port: u32) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&(protocol, port))
+        self.own().ports.contains(&(protocol, port))
+    }
+
+    /// Whether the transaction whose number ends like this was made for us. `end` is all of the
+    /// number, when nothing of that transaction or of those before it is left to hear.
+    fn contain_generation(&self, number: u16, end: Option<u32>) -> bool {
+        let mut own = self.own();
+        // Told in order, so of an earlier number that ends alike everything was heard.
+        let ours = own.generations.iter().any(|ours| ours & 0xffff == u32::from(number));
+        if let Some(end) = end {
+            own.generations.retain(|ours| end.wrapping_sub(*ours).cast_signed() < 0);
+        }
+        ours
+    }
+
+    fn own(&self) -> MutexGuard<'_, Own> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -198,9 +230,19 @@ impl Notifications {
         for message in message::messages(&buffer) {
             match message {
                 Ok(message) if self.interest.own_ports.contain(protocol, message.port) => {}
-                Ok(message) => match message::notice(protocol, &message, &self.interest) {
-                    Ok(Some(notice)) if self.is_news(&notice) => self.pending.push_back(notice),
-                    Ok(_) => {}
+                Ok(message)
+                    if protocol == NETLINK_NETFILTER
+                        && message::generation(&message).is_some_and(|(number, end)| {
+                            self.interest.own_ports.contain_generation(number, end)
+                        }) => {}
+                Ok(message) => match message::notices(protocol, &message, &self.interest) {
+                    Ok(notices) => {
+                        for notice in notices {
+                            if self.is_news(&notice) {
+                                self.pending.push_back(notice);
+                            }
+                        }
+                    }
                     Err(message::Unreadable) => self.overrun(),
                 },
                 Err(message::Unreadable) => self.overrun(),

@@ -1,8 +1,8 @@
 //! From the kernel's numbers to our own types: what tables look like.
 
-use crate::kernel_state::{SeenChain, SeenHook, SeenRule, SeenTable};
+use crate::kernel_state::{Contents, SeenChain, SeenHook, SeenRule, SeenTable};
 use crate::routing::Family;
-use crate::ruleset::{Declared, Hook, HookKind, HookPoint};
+use crate::ruleset::{Declared, DeclaredKind, Hook, HookKind, HookPoint};
 
 use super::tables::{Base, Chain, Set, Table};
 
@@ -14,8 +14,13 @@ const NFT_TABLE_F_DORMANT: u32 = 1;
 const NFT_SET_MAP: u32 = 8;
 
 pub(super) fn table(seen: Table) -> SeenTable {
-    let Table { flags, handle: _, chains, sets, counters } = seen;
+    let Table { flags, handle, chains, sets, counters } = seen;
     SeenTable {
+        handle,
+        contents: sets
+            .iter()
+            .map(|(name, set)| (name.clone(), Contents { handle: set.handle, count: set.count }))
+            .collect(),
         dormant: flags & NFT_TABLE_F_DORMANT != 0,
         chains: chains.into_iter().map(|(name, seen)| (name, chain(seen))).collect(),
         declared: sets.into_iter().map(|(name, set)| (name, declared(&set))).collect(),
@@ -50,15 +55,16 @@ fn hook(base: &Base) -> SeenHook {
 
 /// `None` for anything but a plain map or set of addresses.
 fn declared(set: &Set) -> Option<Declared> {
-    let Set { key_len, data_len, flags, .. } = *set;
+    let Set { key_len, data_len, flags, size, .. } = *set;
     let family = match key_len {
         4 => Family::V4,
         16 => Family::V6,
         _ => return None,
     };
-    match (flags, data_len) {
-        (0, 0) => Some(Declared::Set(family)),
-        (NFT_SET_MAP, len) if len == key_len => Some(Declared::Map(family)),
-        _ => None,
-    }
+    let kind = match (flags, data_len) {
+        (0, 0) => DeclaredKind::Set,
+        (NFT_SET_MAP, len) if len == key_len => DeclaredKind::Map,
+        _ => return None,
+    };
+    Some(Declared { kind, family, size })
 }

@@ -90,6 +90,12 @@ pub struct Set {
     pub data_len: u32,
     /// `NFT_SET_*`.
     pub flags: u32,
+    /// How many elements it may have; 0 is any number.
+    pub size: u32,
+    /// Its number in its table; never used again for another.
+    pub handle: u64,
+    /// How many elements it has; kernels before 6.16 do not tell.
+    pub count: Option<u32>,
 }
 
 /// The named counters of both tables; those of a missing table are none.

@@ -49,20 +49,20 @@ fn elements_at_a_hundred_thousand() {
                 map: vec![all.map[at]],
                 ..PodChanges::default()
             };
-            timed(&format!("{families}: add 100k, map"), || elements.apply(&map, &[]).unwrap());
+            timed(&format!("{families}: add 100k, map"), || elements.apply(&map).unwrap());
             nft("flush map inet egress pod_vip4; flush map inet egress pod_vip6");
             timed(&format!("{families}: add 100k, map and set"), || {
-                elements.apply(&all, &[]).unwrap();
+                elements.apply(&all).unwrap();
             });
-            elements.apply(&one(5), &[]).unwrap();
-            timed("change 1", || elements.apply(&one(7), &[]).unwrap());
-            timed("change 1", || elements.apply(&one(9), &[]).unwrap());
+            elements.apply(&one(5)).unwrap();
+            timed("change 1", || elements.apply(&one(7)).unwrap());
+            timed("change 1", || elements.apply(&one(9)).unwrap());
             elements.dump().unwrap();
             timed("dump", || elements.dump().unwrap());
             let guard = all.guard.clone();
             let unmap = all.map.iter().map(|&(pod, _)| pod).collect();
             let gone = PodChanges { unmap, unguard: guard, ..PodChanges::default() };
-            timed("remove all", || elements.apply(&gone, &[]).unwrap());
+            timed("remove all", || elements.apply(&gone).unwrap());
             nft("delete table inet egress; delete table inet egress-guard");
         }
     });
@@ -75,7 +75,7 @@ fn elements_at_a_million() {
         nft(SCHEMA);
         let mut elements = Elements::open(names()).unwrap();
         let all = additions(&many(1_000_000, true));
-        timed("add 1M, map and set", || elements.apply(&all, &[]).unwrap());
+        timed("add 1M, map and set", || elements.apply(&all).unwrap());
         // No dump: the kernel's cost grows with the square, more than a minute here.
     });
 }

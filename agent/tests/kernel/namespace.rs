@@ -5,7 +5,7 @@ use std::panic::resume_unwind;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use agent::kernel::TableNames;
+use agent::ruleset::TableNames;
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 

@@ -2,7 +2,8 @@
 
 use std::net::UdpSocket;
 
-use agent::kernel::tables::{Base, Count, Counters, Set, Tables, TablesState};
+use agent::kernel::tables::{Base, Counters, Set, Tables, TablesState};
+use agent::kernel_state::Count;
 
 use crate::namespace::{in_namespace, names, nft, nft_json};
 
@@ -64,8 +65,22 @@ fn a_look_sees_what_nft_loaded_and_only_in_our_tables() {
             .collect();
         assert_eq!(rules.iter().map(|rule| rule.handle).collect::<Vec<_>>(), handles);
 
-        let map = Set { key_type: 7, key_len: 4, data_type: 7, data_len: 4, flags: 8 };
-        let set = Set { key_type: 8, key_len: 16, data_type: 0, data_len: 0, flags: 4 };
+        let map = Set {
+            key_type: 7,
+            key_len: 4,
+            data_type: 7,
+            data_len: 4,
+            flags: 8,
+            ..main.sets["pod_vip4"]
+        };
+        let set = Set {
+            key_type: 8,
+            key_len: 16,
+            data_type: 0,
+            data_len: 0,
+            flags: 4,
+            ..main.sets["cluster6"]
+        };
         assert_eq!(main.sets, [("cluster6".to_owned(), set), ("pod_vip4".to_owned(), map)].into());
         assert!(guard.sets.is_empty());
 

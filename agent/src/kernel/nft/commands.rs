@@ -9,7 +9,7 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use crate::plan::{TableChange, TablesChange};
 use crate::routing::Family;
-use crate::ruleset::{Chain, Declared, HookKind, HookPoint, TableNames};
+use crate::ruleset::{Chain, Declared, DeclaredKind, HookKind, HookPoint, TableNames};
 
 const FAMILY: NfFamily = NfFamily::INet;
 
@@ -140,14 +140,17 @@ fn set(table: &str, name: &str, family: Family) -> Set<'static> {
 }
 
 fn declaration(table: &str, name: &str, declared: Declared) -> NfListObject<'static> {
-    match declared {
-        Declared::Set(family) => NfListObject::Set(Box::new(set(table, name, family))),
-        Declared::Map(family) => NfListObject::Map(Box::new(Map {
+    let Declared { kind, family, size } = declared;
+    let size = (size != 0).then_some(size);
+    match kind {
+        DeclaredKind::Set => NfListObject::Set(Box::new(Set { size, ..set(table, name, family) })),
+        DeclaredKind::Map => NfListObject::Map(Box::new(Map {
             family: FAMILY,
             table: table.to_owned().into(),
             name: name.to_owned().into(),
             set_type: address(family),
             map: address(family),
+            size,
             ..Map::default()
         })),
     }

@@ -56,19 +56,25 @@ const NEW_NETCONF: u16 = 80;
 const NFTABLES: u16 = 10;
 /// `NFT_MSG_NEWGEN`: the number of a transaction, of whatever table.
 const NEW_GENERATION: u16 = 15;
+const NEW_ELEMENT: u16 = 12;
+const DELETED_ELEMENT: u16 = 14;
 
 /// What there is to look at, if anything.
-pub(super) fn notice(
+pub(super) fn notices(
     protocol: isize,
     message: &Message<'_>,
     interest: &Interest,
-) -> Result<Option<Notice>, Unreadable> {
+) -> Result<Vec<Notice>, Unreadable> {
     if message.kind == NLMSG_OVERRUN {
-        return Ok(Some(Notice::Overrun));
+        return Ok(vec![Notice::Overrun]);
     }
     if protocol != NETLINK_ROUTE {
         return nftables(message, interest);
     }
+    route_notice(message, interest).map(|notice| notice.into_iter().collect())
+}
+
+fn route_notice(message: &Message<'_>, interest: &Interest) -> Result<Option<Notice>, Unreadable> {
     match message.kind {
         NEW_LINK => link(message.payload, true),
         DEL_LINK => link(message.payload, false),
@@ -190,14 +196,24 @@ fn netconf(payload: &[u8]) -> Result<Option<Notice>, Unreadable> {
 /// In every message but that of the generation, the first attribute is the table's name.
 const NFTA_TABLE: u16 = 1;
 
+/// `NFT_MSG_*` of what has no elements: new tables, chains, rules, new sets, objects.
+const WITHOUT_ELEMENTS: [u16; 9] = [0, 3, 5, 6, 8, 9, 18, 19, 20];
+
 /// `struct nfgenmsg`
-fn nftables(message: &Message<'_>, interest: &Interest) -> Result<Option<Notice>, Unreadable> {
+fn nftables(message: &Message<'_>, interest: &Interest) -> Result<Vec<Notice>, Unreadable> {
     if message.kind >> 8 != NFTABLES || message.kind & 0xff == NEW_GENERATION {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let table = find(message.payload, 4, NFTA_TABLE, text)?;
-    let ours = table.filter(|table| interest.tables.contains(table));
-    Ok(ours.map(|table| Notice::Nftables { table }))
+    let Some(table) = table.filter(|table| interest.tables.contains(table)) else {
+        return Ok(Vec::new());
+    };
+    Ok(match message.kind & 0xff {
+        NEW_ELEMENT | DELETED_ELEMENT => vec![Notice::Elements { table }],
+        kind if WITHOUT_ELEMENTS.contains(&kind) => vec![Notice::Nftables { table }],
+        // sets and tables that go, and whatever kernels may come to tell
+        _ => vec![Notice::Nftables { table: table.clone() }, Notice::Elements { table }],
+    })
 }
 
 /// The value of the first attribute of a kind, after a header of so many bytes.
@@ -214,6 +230,17 @@ fn find<T>(
         }
     }
     Ok(None)
+}
+
+/// Which transaction a message of nftables is about: the end of its number, and all of it in the
+/// message that ends the transaction.
+pub(super) fn generation(message: &Message<'_>) -> Option<(u16, Option<u32>)> {
+    const NFTA_GEN_ID: u16 = 1;
+    let resource = message.payload.get(2..4)?.try_into().ok().map(u16::from_be_bytes)?;
+    let ends = message.kind >> 8 == NFTABLES && message.kind & 0xff == NEW_GENERATION;
+    let whole = |value: &[u8]| value.try_into().ok().map(u32::from_be_bytes);
+    let id = if ends { find(message.payload, 4, NFTA_GEN_ID, whole).ok()? } else { None };
+    Some((resource, id))
 }
 
 fn number(value: &[u8]) -> Option<u32> {
@@ -267,7 +294,7 @@ mod tests {
                 bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
             }
             for message in messages(&bytes) {
-                let _ = message.and_then(|message| notice(protocol, &message, &interest));
+                let _ = message.and_then(|message| notices(protocol, &message, &interest));
             }
         }
     }

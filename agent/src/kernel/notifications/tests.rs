@@ -52,6 +52,17 @@ fn nftables() -> Vec<Notice> {
     vec![Notice::Nftables { table: "egress".to_owned() }]
 }
 
+fn elements() -> Vec<Notice> {
+    vec![Notice::Elements { table: "egress".to_owned() }]
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Told {
+    Schema,
+    Elements,
+    Both,
+}
+
 #[test]
 fn addresses_are_heard_as_they_come_and_go() {
     in_scratch_netns(|| async {
@@ -195,18 +206,22 @@ fn our_nft_tables_are_heard_of_and_no_others() {
     in_scratch_netns(|| async {
         let mut notifications = subscribe();
         let changes = [
-            TABLES,
-            "add element inet egress pods { 10.244.1.2 : 192.0.2.77 }",
-            "delete element inet egress pods { 10.244.1.2 }",
-            "add rule inet egress c counter",
-            "flush chain inet egress c",
-            "add set inet egress more { type ipv4_addr; }",
-            "delete set inet egress more",
-            "flush ruleset",
+            (TABLES, Told::Schema),
+            ("add element inet egress pods { 10.244.1.2 : 192.0.2.77 }", Told::Elements),
+            ("delete element inet egress pods { 10.244.1.2 }", Told::Elements),
+            ("add element inet egress mapped { 10.244.1.2 }", Told::Elements),
+            ("flush set inet egress mapped", Told::Elements),
+            ("add rule inet egress c counter", Told::Schema),
+            ("flush chain inet egress c", Told::Schema),
+            ("add set inet egress more { type ipv4_addr; elements = { 10.0.0.1 }; }", Told::Both),
+            ("delete set inet egress more", Told::Both),
+            ("flush ruleset", Told::Both),
         ];
-        for change in changes {
+        for (change, told) in changes {
+            let mut expected = if told == Told::Elements { Vec::new() } else { nftables() };
+            expected.extend(if told == Told::Schema { Vec::new() } else { elements() });
             let line = format!("nft '{change}'");
-            assert_eq!(heard(&mut notifications, &line), nftables(), "{change}");
+            assert_eq!(heard(&mut notifications, &line), expected, "{change}");
         }
         let others = TABLES.replace("egress", "kube-proxy");
         assert_eq!(heard(&mut notifications, &format!("nft '{others}'")), []);
@@ -289,7 +304,7 @@ fn our_own_elements_are_passed_over_and_a_strangers_are_not() {
 
         change_element(&socket, 12, 0x400);
         assert!(run("nft list set inet egress mapped").contains("10.244.9.9"));
-        assert_eq!(Vec::from_iter(notifications.drain().unwrap()), nftables());
+        assert_eq!(Vec::from_iter(notifications.drain().unwrap()), elements());
 
         interest.own_ports.add_netfilter(port);
         change_element(&socket, 14, 0);
@@ -298,7 +313,32 @@ fn our_own_elements_are_passed_over_and_a_strangers_are_not() {
         assert_eq!(notifications.drain().unwrap(), BTreeSet::new());
 
         let line = "nft delete element inet egress mapped { 10.244.9.9 }";
-        assert_eq!(heard(&mut notifications, line), nftables());
+        assert_eq!(heard(&mut notifications, line), elements());
+    });
+}
+
+#[test]
+fn what_nft_did_for_us_is_passed_over_and_what_came_before_and_after_is_not() {
+    in_scratch_netns(|| async {
+        let interest = interest();
+        run(&format!("nft '{TABLES}'"));
+        let mut notifications = Notifications::subscribe(interest.clone()).unwrap();
+        let mut tables =
+            crate::kernel::tables::Tables::open(crate::ruleset::TableNames::of("egress")).unwrap();
+        let add = |pod: &str| run(&format!("nft add element inet egress mapped {{ {pod} }}"));
+        let told = |notices: BTreeSet<Notice>| Vec::from_iter(notices);
+
+        run("nft add rule inet egress c counter");
+        add("10.0.0.1");
+        interest.own_ports.add_generation(tables.generation().unwrap());
+        assert_eq!(told(notifications.drain().unwrap()), nftables());
+
+        add("10.0.0.2");
+        interest.own_ports.add_generation(tables.generation().unwrap());
+        run("nft add rule inet egress c counter");
+        assert_eq!(told(notifications.drain().unwrap()), nftables());
+        // Heard of to its end: its number is no longer known.
+        assert!(interest.own_ports.own().generations.is_empty());
     });
 }
 

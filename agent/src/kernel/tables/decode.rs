@@ -41,6 +41,11 @@ const SET_KEY_TYPE: u16 = 4;
 const SET_KEY_LEN: u16 = 5;
 const SET_DATA_TYPE: u16 = 6;
 const SET_DATA_LEN: u16 = 7;
+const SET_DESCRIPTION: u16 = 9;
+const SET_HANDLE: u16 = 16;
+const SET_COUNT: u16 = 20;
+// enum nft_set_desc_attributes
+const DESCRIPTION_SIZE: u16 = 1;
 // enum nft_set_flags
 const ANONYMOUS: u32 = 1;
 // enum nft_object_attributes
@@ -104,6 +109,12 @@ pub(super) fn set(attributes: &[u8], table: &str) -> Result<Option<(String, Set)
         data_type: number_of(attributes, SET_DATA_TYPE)?,
         data_len: number_of(attributes, SET_DATA_LEN)?,
         flags: number_of(attributes, SET_FLAGS)?,
+        size: match find(attributes, SET_DESCRIPTION)? {
+            Some(description) => number_of(description, DESCRIPTION_SIZE)?,
+            None => 0,
+        },
+        handle: find(attributes, SET_HANDLE)?.map_or(Ok(0), parse_u64_be)?,
+        count: find(attributes, SET_COUNT)?.map(number).transpose()?,
     };
     let named = set.flags & ANONYMOUS == 0 && is_of(attributes, table)?;
     Ok(if named { Some((name_of(attributes, SET_NAME)?, set)) } else { None })

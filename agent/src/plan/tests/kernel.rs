@@ -143,6 +143,8 @@ impl ModelTable {
             digest: xxh3_64(text.as_bytes()),
         };
         SeenTable {
+            handle: 0,
+            contents: BTreeMap::new(),
             dormant: *dormant,
             chains: chains
                 .iter()
