@@ -159,6 +159,8 @@ fn a_hundred_thousand_pods_of_ipv4_and_twenty_thousand_of_ipv6() -> Result<()> {
     eventually(SOON, || agent.metric("egress_agent_missing_objects").is_ok_and(|n| n == 1.0));
     assert_eq!(listed(node)?[0], V4 as usize - 1, "an object that is gone is no order to unmap");
     fs::create_dir(many.path().join("podip-vip-mappings"))?;
+    let emptied = || agent.metric("egress_agent_pods{state=\"mapped\"}").is_ok_and(|n| n == 0.0);
+    eventually(LOADED, emptied);
     eventually(LOADED, || listed(node).is_ok_and(|counts| counts == [0; 4]));
     agent.stop()
 }
