@@ -86,6 +86,7 @@ impl Step {
             | Self::AddRule(_)
             | Self::ChangePods(_)
             | Self::ForgetPods(_)
+            | Self::ForgetHolder { .. }
             | Self::Rebind { .. } => false,
         }
     }

@@ -165,6 +165,8 @@ fn lines<T: std::fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
 fn settled(desired: &Desired<'_>) -> Observed {
     let Desired { rules, routes, later: _, ruleset, pods, loose: _, places } = desired;
     let seen = |table: &Table| SeenTable {
+        handle: 1,
+        contents: BTreeMap::new(),
         dormant: false,
         chains: table
             .chains

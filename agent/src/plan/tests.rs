@@ -281,6 +281,9 @@ proptest! {
                 Step::DeleteStray(stray) => kernel.strays.contains(stray),
                 Step::Loosen(interface) => kernel.strict.contains(interface),
                 Step::ForgetPods(forgotten) => forgotten.is_subset(&pods),
+                Step::ForgetHolder { vip, .. } => {
+                    new.mappings.vips().contains_key(vip) && !new.local().contains(&vip.addr())
+                }
                 Step::Rebind { wrong, .. } => {
                     wrong.iter().all(|mark| {
                         mark & !ours.marks().mask() == 0 && ours.marks().id_of(*mark).is_some()

@@ -198,6 +198,8 @@ impl Kernel {
                 self.connections.retain(|c| c.session || !pods.contains(&c.pod));
                 Ok(())
             }
+            // Who holds a VIP elsewhere is none of this model's knowledge.
+            Step::ForgetHolder { .. } => Ok(()),
             Step::Rebind { wrong, places } => {
                 self.connections.retain(|c| !wrong.contains(&(c.mark & self.marks.mask())));
                 self.places = Some(places.clone());
