@@ -8,7 +8,7 @@ use std::fmt;
 
 use shared::{PodIp, Vip};
 
-use crate::ruleset::{REPLACED_AT_ONCE, TableNames};
+use crate::ruleset::TableNames;
 
 /// One of the four maps and sets that hold pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,32 +106,6 @@ impl PodChanges {
     pub fn changed(&self) -> BTreeSet<PodIp> {
         let mapped = self.map.iter().map(|(pod, _)| pod);
         self.unmap.iter().chain(mapped).chain(&self.guard).copied().collect()
-    }
-
-    /// The same changes in transactions that maps of that [`capacity`](crate::ruleset::capacity)
-    /// have room for: mostly one. Each pod is in one of them, with its old and its new VIP.
-    ///
-    /// What a transaction removes makes room only when it is done.
-    pub fn in_transactions(self) -> Vec<Self> {
-        let Self { unmap, map, unguard, guard, strays } = self;
-        let removes = !(unmap.is_empty() && unguard.is_empty() && strays.is_empty());
-        if !removes || map.len().max(guard.len()) <= REPLACED_AT_ONCE {
-            return vec![Self { unmap, map, unguard, guard, strays }];
-        }
-        let before: BTreeSet<PodIp> = unmap.iter().copied().collect();
-        let (replaced, added): (Vec<_>, Vec<_>) =
-            map.into_iter().partition(|(pod, _)| before.contains(pod));
-        let staying: BTreeSet<PodIp> = replaced.iter().map(|(pod, _)| *pod).collect();
-        let removed = before.difference(&staying).copied().collect();
-        let mut parts = vec![Self { unmap: removed, unguard, strays, ..Self::default() }];
-        parts.extend(replaced.chunks(REPLACED_AT_ONCE).map(|map| Self {
-            unmap: map.iter().map(|(pod, _)| *pod).collect(),
-            map: map.to_vec(),
-            ..Self::default()
-        }));
-        parts.push(Self { map: added, guard, ..Self::default() });
-        parts.retain(|part| !part.is_empty());
-        parts
     }
 
     /// The changes of the main table, and those of the guard.

@@ -190,17 +190,13 @@ impl Declared {
 /// fill and to read it. Each of the four costs two 8-byte buckets for every element there is room
 /// for, 2 MiB at the least (8 MiB for all), besides some 64 bytes for every element there is.
 ///
-/// What a transaction removes makes room only when it is done, so there is room for the largest
-/// ([`REPLACED_AT_ONCE`]) besides the pods.
+/// There is a fifth more room than there are pods: a stranger's elements take some, and few more
+/// pods shall not make the tables anew. What a transaction removes makes room within it.
 pub fn capacity(pods: usize) -> u32 {
-    const LEAST: u32 = 1 << 17;
-    let needed = pods.saturating_add(REPLACED_AT_ONCE).next_power_of_two();
-    u32::try_from(needed).unwrap_or(u32::MAX).max(LEAST)
+    const LEAST: usize = 1 << 17;
+    let needed = pods.saturating_add(pods / 4).max(LEAST);
+    needed.checked_next_power_of_two().and_then(|size| u32::try_from(size).ok()).unwrap_or(u32::MAX)
 }
-
-/// How many pods one transaction adds at most if pods are removed as well. With 100 000 pods both
-/// find room in the least [`capacity`].
-pub const REPLACED_AT_ONCE: usize = 30_000;
 
 /// What the rules depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -123,8 +123,8 @@ fn pretty_assertions(left: &[String], right: &[String]) {
 #[test]
 fn room_for_more_serves_and_room_for_less_does_not() {
     use agent::ruleset::capacity;
-    assert_eq!([0, 100_000, 101_072].map(capacity), [1 << 17; 3]);
-    assert_eq!([101_073, 200_000, 1_000_000].map(capacity), [1 << 18, 1 << 18, 1 << 20]);
+    assert_eq!([0, 100_000, 104_857].map(capacity), [1 << 17; 3]);
+    assert_eq!([104_860, 200_000, 1_000_000].map(capacity), [1 << 18, 1 << 18, 1 << 21]);
     let declared = |capacity| {
         let ruleset = Ruleset::render(&Input { capacity, ..input(&[]) });
         ruleset.main.declared["pod_vip4"]

@@ -157,8 +157,9 @@ pub(super) fn steps(
         if main.is_some() || guard.is_some() {
             steps.push(Step::ChangeTables(TablesChange { main, guard }));
         }
-        let parts = pods.in_transactions().into_iter().filter(|part| !part.is_empty());
-        steps.extend(parts.map(Step::ChangePods));
+        if !pods.is_empty() {
+            steps.push(Step::ChangePods(pods));
+        }
     };
     // A table that loses its pods leaves the work to the other, which has to be complete by then.
     match anew {
