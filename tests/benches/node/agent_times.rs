@@ -267,7 +267,16 @@ fn idle(agent: &Agent, extent: &Extent, rows: &mut Vec<Vec<String>>) -> Result<(
 
 /// Sum in seconds, and number, of what the metrics say about a part of synchronisations.
 fn part_duration(agent: &Agent, part: &str) -> Result<(f64, f64)> {
-    let (_, text) = agent.http("/metrics")?;
+    let mut answer = agent.http("/metrics");
+    // On a machine that is busy with something else an answer may take longer than it should.
+    let answered = wait_until(READY_WITHIN, || {
+        if answer.is_err() {
+            answer = agent.http("/metrics");
+        }
+        answer.is_ok()
+    });
+    ensure!(answered, "the agent does not answer:\n{}", agent.log());
+    let (_, text) = answer?;
     let value = |suffix: &str| {
         let name = format!("egress_agent_sync_part_duration_seconds_{suffix}{{part=\"{part}\"}} ");
         text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap_or(0.0)
