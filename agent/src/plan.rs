@@ -6,7 +6,7 @@
 //!    way, or the backstop;
 //! 2. the tables, in one transaction, then the pods of both, in one more: a packet is marked only
 //!    when 1 is done. Where both tables must be made anew, one is complete before the other is
-//!    touched: the guard, unless the main table does nothing as it is;
+//!    touched: the guard, unless that is the only one that works as it is;
 //! 3. neighbours that are taken for holders, and connections that are bound to what is no longer so;
 //! 4. rules, then routes, that nothing is marked for any more.
 //!

@@ -165,13 +165,13 @@ pub(super) fn steps(
     match anew {
         (true, true) => {
             let (of_main, of_guard) = pods.split();
-            let main_works = observed.main.as_ref().is_some_and(|seen| !seen.dormant);
-            if main_works {
-                push(None, guard, of_guard);
+            let works = |seen: &Option<SeenTable>| seen.as_ref().is_some_and(|seen| !seen.dormant);
+            if works(&observed.guard) && !works(&observed.main) {
                 push(main, None, of_main);
+                push(None, guard, of_guard);
             } else {
-                push(main, None, of_main);
                 push(None, guard, of_guard);
+                push(main, None, of_main);
             }
         }
         (true, false) => {

@@ -74,8 +74,7 @@ pub(super) fn verdict(
     'chain: loop {
         let empty = ModelChain::default();
         for rule in &table.chains.get(&name).unwrap_or(&empty).rules {
-            let tokens: Vec<_> = rule.text.split_whitespace().collect();
-            let mut words = Words { tokens: &tokens, packet, around };
+            let mut words = Words { rest: &rule.text, packet, around };
             match words.rule() {
                 Outcome::Next => {}
                 Outcome::Final(verdict) => return verdict,
@@ -90,20 +89,20 @@ pub(super) fn verdict(
 }
 
 struct Words<'a, 'p> {
-    tokens: &'a [&'a str],
+    rest: &'a str,
     packet: &'p mut Packet,
     around: &'a Surroundings<'a>,
 }
 
 impl<'a> Words<'a, '_> {
     fn next(&mut self) -> &'a str {
-        let (first, rest) = self.tokens.split_first().expect("a rule ends where it may");
-        self.tokens = rest;
+        let (first, rest) = self.rest.split_once(' ').unwrap_or((self.rest, ""));
+        self.rest = rest;
         first
     }
 
     fn peek(&self) -> &'a str {
-        self.tokens.first().copied().unwrap_or_default()
+        self.rest.split_once(' ').map_or(self.rest, |(first, _)| first)
     }
 
     fn skip(&mut self, expected: &str) {
@@ -111,14 +110,22 @@ impl<'a> Words<'a, '_> {
     }
 
     fn rule(&mut self) -> Outcome {
-        while !self.tokens.is_empty() {
+        while !self.rest.is_empty() {
             match self.peek() {
                 "accept" => return Outcome::Final(Verdict::Accept),
                 "drop" => return Outcome::Final(Verdict::Drop),
-                "goto" => return Outcome::Goto(self.tokens[1].to_owned()),
-                "counter" => self.tokens = &self.tokens[3..],
+                "goto" => {
+                    self.skip("goto");
+                    return Outcome::Goto(self.next().to_owned());
+                }
+                "counter" => {
+                    self.skip("counter");
+                    self.skip("name");
+                    self.next();
+                }
                 "snat" => {
-                    self.tokens = &self.tokens[2..];
+                    self.skip("snat");
+                    self.next();
                     self.skip("to");
                     return match self.expression() {
                         Some(Value::Addr(addr)) => Outcome::Final(Verdict::Snat(addr)),
@@ -137,16 +144,18 @@ impl<'a> Words<'a, '_> {
 
     /// A match, a write or a choice; `None` when it ends the rule.
     fn statement(&mut self) -> Option<Option<String>> {
-        let field = self.tokens;
+        let field = self.rest;
         let value = self.expression()?;
         match self.peek() {
             "set" => {
                 self.skip("set");
                 let new = self.expression()?;
-                match (field, new) {
-                    (["ip" | "ip6", "saddr", ..], Value::Addr(addr)) => self.packet.saddr = addr,
-                    (["meta", "mark", ..], Value::Number(mark)) => self.packet.mark = mark,
-                    (["ct", "mark", ..], Value::Number(mark)) => self.packet.connection.mark = mark,
+                match (field.split_once(" set ").map(|(name, _)| name), new) {
+                    (Some("ip saddr" | "ip6 saddr"), Value::Addr(addr)) => {
+                        self.packet.saddr = addr;
+                    }
+                    (Some("meta mark"), Value::Number(mark)) => self.packet.mark = mark,
+                    (Some("ct mark"), Value::Number(mark)) => self.packet.connection.mark = mark,
                     other => panic!("cannot write {other:?}"),
                 }
                 Some(None)
@@ -201,7 +210,9 @@ impl<'a> Words<'a, '_> {
             },
             "icmp" | "icmpv6" => None,
             "tcp" => {
-                self.tokens = &self.tokens[5..]; // flags & (syn | ack)
+                for word in ["flags", "&", "(syn", "|", "ack)"] {
+                    self.skip(word);
+                }
                 self.packet.connection.session.then(|| Value::Word("syn".into()))
             }
             "meta" => match self.next() {
@@ -281,12 +292,11 @@ impl<'a> Words<'a, '_> {
         }
     }
 
-    fn elements(&mut self) -> Vec<String> {
+    fn elements(&mut self) -> Vec<&'a str> {
         self.skip("{");
-        let end = self.tokens.iter().position(|token| *token == "}").expect("a set ends");
-        let inside = self.tokens[..end].join(" ");
-        self.tokens = &self.tokens[end + 1..];
-        inside.split(", ").map(str::to_owned).collect()
+        let (inside, rest) = self.rest.split_once(" }").expect("a set ends");
+        self.rest = rest.trim_start();
+        inside.split(", ").collect()
     }
 }
 
