@@ -147,6 +147,14 @@ fn by_name(ruleset: &str) -> String {
     tables.join("\n")
 }
 
+/// An address of the LAN that nobody has of his own: `192.168.122.222` and `fd00:122::de` of 222.
+pub fn vip(family: Family, number: u8) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::from([192, 168, 122, number]),
+        Family::V6 => IpAddr::from([0xfd00, 0x122, 0, 0, 0, 0, 0, u16::from(number)]),
+    }
+}
+
 /// Sends UDP until three packets are answered; says as whom the server saw them.
 pub fn seen_as(client: &Host, server: SocketAddr) -> Result<Vec<IpAddr>> {
     let probe = UdpProbe::start(client, server, 500)?;

@@ -26,7 +26,7 @@ mod wait;
 
 pub use agent::{Agent, HEALTH_PORT};
 pub use capture::{Capture, Flow, Seen};
-pub use cluster::{Cluster, KernelText, seen_as};
+pub use cluster::{Cluster, KernelText, seen_as, vip};
 pub use command::{run, run_with_input};
 pub use host::{Host, TcpCounters};
 pub use lab::{

@@ -1,5 +1,7 @@
 //! The VIP moves from node to node while pods of all nodes are talking.
 
+#![expect(clippy::print_stdout, reason = "figures, for whoever runs it with --nocapture")]
+
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use nix::sys::signal::Signal;
 use tests::{
-    Capture, Cluster, Family, Host, Lab, MoveOrder, NewFlows, Traffic, UdpProbe, eventually,
+    Capture, Cluster, Family, Host, Lab, MoveOrder, NewFlows, Traffic, UdpProbe, eventually, vip,
 };
 
 const PORT: u16 = 7000;
@@ -15,21 +17,14 @@ const RATE: u32 = 500;
 /// How soon all traffic has to flow again on a crowded machine, TCP's back-off included.
 const SOON: Duration = Duration::from_secs(5);
 
-fn vip(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => IpAddr::from([192, 168, 122, 222]),
-        Family::V6 => IpAddr::from([0xfd00, 0x122, 0, 0, 0, 0, 0, 0x222]),
-    }
-}
-
 /// The first pod of every node is mapped in both families; nobody holds a VIP, no agent runs.
 fn mapped() -> Result<Cluster> {
     let mut cluster = Cluster::new(Lab::builder().pods_per_node(1).build()?, PORT)?;
     let Cluster { lab, mappings, .. } = &mut cluster;
     for (family, route_id) in [(Family::V4, 64), (Family::V6, 65)] {
-        mappings.set_vip(vip(family), route_id)?;
+        mappings.set_vip(vip(family, 222), route_id)?;
         for node in 1..=3 {
-            mappings.map(lab.pod(node, 1).ip(family), vip(family))?;
+            mappings.map(lab.pod(node, 1).ip(family), vip(family, 222))?;
         }
     }
     Ok(cluster)
@@ -39,7 +34,7 @@ fn mapped() -> Result<Cluster> {
 fn held_by_node_1() -> Result<Cluster> {
     let mut cluster = mapped()?;
     cluster.start_agents()?;
-    Family::ALL.iter().try_for_each(|family| cluster.lab.hold_vip(1, vip(*family)))?;
+    Family::ALL.iter().try_for_each(|family| cluster.lab.hold_vip(1, vip(*family, 222)))?;
     Ok(cluster)
 }
 
@@ -75,7 +70,7 @@ fn no_session_breaks_and_nothing_leaks(order: MoveOrder) -> Result<()> {
     let lab = &cluster.lab;
     let capture = Capture::start(lab)?;
     for family in Family::ALL {
-        let (vip, outside) = (vip(family), lab.outside().ip(family));
+        let (vip, outside) = (vip(family, 222), lab.outside().ip(family));
         let server = SocketAddr::new(outside, PORT);
         let resets = lab.outside().tcp_counters()?;
         let traffic = Traffic::start(&pods(lab), server, RATE)?;
@@ -112,7 +107,7 @@ fn nothing_leaks_while_nobody_holds_the_vip_and_traffic_returns_by_itself() -> R
     let lab = &cluster.lab;
     let capture = Capture::start(lab)?;
     for family in Family::ALL {
-        let (vip, outside) = (vip(family), lab.outside().ip(family));
+        let (vip, outside) = (vip(family, 222), lab.outside().ip(family));
         let server = SocketAddr::new(outside, PORT);
         let traffic = Traffic::start(&pods(lab), server, RATE)?;
         lab.drop_vip(1, vip)?;
@@ -152,7 +147,7 @@ fn nothing_leaks_when_the_vip_leaves_a_node_without_agent_and_comes_back() -> Re
     for family in Family::ALL {
         let lab = &cluster.lab;
         let capture = Capture::start(lab)?;
-        let (vip, outside) = (vip(family), lab.outside().ip(family));
+        let (vip, outside) = (vip(family, 222), lab.outside().ip(family));
         let server = SocketAddr::new(outside, PORT);
         let own = Traffic::start(&[lab.pod(1, 1)], server, RATE)?;
         let others = Traffic::start(&[lab.pod(2, 1), lab.pod(3, 1)], server, RATE)?;
@@ -185,7 +180,7 @@ fn nothing_leaks_when_the_vip_leaves_a_node_without_agent_and_comes_back() -> Re
     for family in Family::ALL {
         let lab = &cluster.lab;
         let capture = Capture::start(lab)?;
-        let (vip, outside) = (vip(family), lab.outside().ip(family));
+        let (vip, outside) = (vip(family, 222), lab.outside().ip(family));
         let traffic = Traffic::start(&pods(lab), SocketAddr::new(outside, PORT), RATE)?;
         lab.move_vip(1, 2, vip, MoveOrder::MakeBeforeBreak)?;
         traffic.flows_within(SOON)?;
@@ -198,13 +193,13 @@ fn nothing_leaks_when_the_vip_leaves_a_node_without_agent_and_comes_back() -> Re
 fn an_agent_that_starts_while_the_vip_is_here_adds_the_way_when_it_leaves() -> Result<()> {
     let mut cluster = mapped()?;
     for family in Family::ALL {
-        cluster.lab.hold_vip(1, vip(family))?;
+        cluster.lab.hold_vip(1, vip(family, 222))?;
     }
     cluster.start_agents()?;
     let lab = &cluster.lab;
     let capture = Capture::start(lab)?;
     for family in Family::ALL {
-        let (vip, outside) = (vip(family), lab.outside().ip(family));
+        let (vip, outside) = (vip(family, 222), lab.outside().ip(family));
         let probe = UdpProbe::start(lab.pod(1, 1), SocketAddr::new(outside, PORT), RATE)?;
         eventually(SOON, || probe.received() >= 20);
         let moved = Instant::now();

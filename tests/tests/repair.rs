@@ -1,24 +1,19 @@
 //! Somebody changes what is ours, while traffic runs: it is put right, and nothing leaks meanwhile.
 
-use std::net::{IpAddr, SocketAddr};
+#![expect(clippy::print_stdout, reason = "figures, for whoever runs it with --nocapture")]
+
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::{
-    Capture, Cluster, Family, Host, KernelText, Lab, NewFlows, Traffic, eventually, wait_until,
+    Capture, Cluster, Family, Host, KernelText, Lab, NewFlows, Traffic, eventually, vip, wait_until,
 };
 
 const PORT: u16 = 7000;
 const SOON: Duration = Duration::from_secs(5);
 /// How soon a stranger's change has to be undone.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(1);
-
-fn vip(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => IpAddr::from([192, 168, 122, 222]),
-        Family::V6 => IpAddr::from([0xfd00, 0x122, 0, 0, 0, 0, 0, 0x222]),
-    }
-}
 
 /// Things of others, next to ours: they have to stay.
 const FOREIGN: &str = "table inet stranger {
@@ -40,12 +35,12 @@ impl Scene {
         let mut cluster = Cluster::new(Lab::builder().pods_per_node(1).build()?, PORT)?;
         for (family, route_id) in [(Family::V4, 64), (Family::V6, 65)] {
             let Cluster { lab, mappings, .. } = &mut cluster;
-            mappings.set_vip(vip(family), route_id)?;
+            mappings.set_vip(vip(family, 222), route_id)?;
             for node in 1..=2 {
-                mappings.map(lab.pod(node, 1).ip(family), vip(family))?;
+                mappings.map(lab.pod(node, 1).ip(family), vip(family, 222))?;
             }
             // A holder knows the way to itself only if it was there before.
-            lab.hold_vip(1, vip(family))?;
+            lab.hold_vip(1, vip(family, 222))?;
         }
         cluster.start_agents()?;
         for node in cluster.lab.nodes() {
@@ -116,7 +111,8 @@ impl Scene {
         }
         for family in Family::ALL {
             let sources = self.capture.sources_towards(self.cluster.lab.outside().ip(family))?;
-            let wrong: Vec<_> = sources.keys().filter(|source| **source != vip(family)).collect();
+            let wrong: Vec<_> =
+                sources.keys().filter(|source| **source != vip(family, 222)).collect();
             ensure!(wrong.is_empty(), "`{what}`: LEAK from {wrong:?}: {sources:?}");
         }
         Ok(())
@@ -132,7 +128,7 @@ impl Scene {
                 println!("{family:?} {report}");
             }
             let outside = cluster.lab.outside().ip(family);
-            capture.assert_only_source(vip(family), outside, sent / 2);
+            capture.assert_only_source(vip(family, 222), outside, sent / 2);
         }
         Ok(())
     }
@@ -177,7 +173,7 @@ fn what_strangers_add_to_our_tables_goes_and_nothing_leaks() -> Result<()> {
             "nft add chain inet egress strange",
             "nft add set inet egress strange '{ type ipv4_addr; }'",
             "nft 'add element inet egress pod_vip4 { 10.244.9.9 : 192.168.122.222 }'",
-            "nft 'add element inet egress pod_vip6 { fd00:244:9::9 : fd00:122::222 }'",
+            "nft 'add element inet egress pod_vip6 { fd00:244:9::9 : fd00:122::de }'",
             "nft 'add element inet egress-guard mapped4 { 10.244.9.9 }'",
             "nft 'delete element inet egress pod_vip4 { 10.244.1.11 }'",
             "nft 'delete element inet egress pod_vip6 { fd00:244:2::11 }'",
@@ -212,7 +208,7 @@ fn policy_routing_and_settings_are_put_right_and_nothing_leaks() -> Result<()> {
     // The kernel takes no route to itself, so on the holder they come when the VIP leaves.
     for what in [
         "ip route del default via 192.168.122.222 dev eth0 table 10064",
-        "ip -6 route del default via fd00:122::222 dev eth0 table 10065",
+        "ip -6 route del default via fd00:122::de dev eth0 table 10065",
         "ip route flush table 10064",
         "ip -6 route flush table 10065",
         "ip route flush table 10064; ip rule del pref 1064",
@@ -234,7 +230,7 @@ fn policy_routing_and_settings_are_put_right_and_nothing_leaks() -> Result<()> {
 
 #[test]
 fn a_way_that_a_stranger_puts_into_our_table_leads_no_packet_astray() -> Result<()> {
-    let mut scene = Scene::new()?;
+    let scene = Scene::new()?;
     for what in [
         "ip route add default via 192.168.122.1 dev eth0 metric 5 table 10064",
         "ip -6 route add default via fd00:122::1 dev eth0 metric 5 table 10065",
@@ -259,7 +255,7 @@ fn a_way_that_a_stranger_puts_into_our_table_leads_no_packet_astray() -> Result<
 
 #[test]
 fn the_uplink_may_go_down_and_connection_tracking_may_be_emptied() -> Result<()> {
-    let mut scene = Scene::new()?;
+    let scene = Scene::new()?;
     for node in [1, 2] {
         let before = scene.cluster.kernel(node, true)?;
         for _ in 0..3 {
@@ -317,7 +313,9 @@ fn a_flush_of_everything_is_over_in_less_than_a_second() -> Result<()> {
                     .capture
                     .flows()?
                     .into_iter()
-                    .filter(|(flow, _)| flow.destination == outside && flow.source != vip(family))
+                    .filter(|(flow, _)| {
+                        flow.destination == outside && flow.source != vip(family, 222)
+                    })
                     .filter(|(flow, _)| ![133, 134, 135, 136, 137].contains(&flow.source_port))
                     .collect();
                 let packets: u64 = leaks.iter().map(|(_, seen)| seen.packets).sum();
@@ -338,7 +336,7 @@ fn a_flush_of_everything_is_over_in_less_than_a_second() -> Result<()> {
             eventually(SOON, || scene.traffic[0].udp_sent() >= sent + 300);
             for family in Family::ALL {
                 let outside = scene.cluster.lab.outside().ip(family);
-                scene.capture.assert_only_source(vip(family), outside, 200);
+                scene.capture.assert_only_source(vip(family, 222), outside, 200);
             }
         }
     }

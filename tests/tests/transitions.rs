@@ -1,5 +1,7 @@
 //! Agents start, stop and die, and mappings change, while traffic runs.
 
+#![expect(clippy::print_stdout, reason = "figures, for whoever runs it with --nocapture")]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -10,25 +12,13 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 use tests::{
     Capture, Cluster, EchoLoop, Family, Flow, Lab, NewFlows, Traffic, UdpProbe, eventually,
-    seen_as, whoami,
+    seen_as, vip, whoami,
 };
 
 const PORT: u16 = 7000;
 const SOON: Duration = Duration::from_secs(5);
 const PODS: &str = "podip-vip-mappings";
 const VIPS: &str = "vip-routeid-mappings";
-
-fn vip(family: Family) -> IpAddr {
-    vip_number(family, 222)
-}
-
-fn vip_number(family: Family, number: u8) -> IpAddr {
-    let text = match family {
-        Family::V4 => format!("192.168.122.{number}"),
-        Family::V6 => format!("fd00:122::{number}"),
-    };
-    text.parse().expect("an address")
-}
 
 fn key(address: IpAddr) -> String {
     address.to_string().replace(':', "-")
@@ -38,8 +28,8 @@ fn key(address: IpAddr) -> String {
 fn held_by_node_1() -> Result<Cluster> {
     let mut cluster = Cluster::new(Lab::builder().pods_per_node(1).build()?, PORT)?;
     for (family, route_id) in [(Family::V4, 64), (Family::V6, 65)] {
-        cluster.mappings.set_vip(vip(family), route_id)?;
-        cluster.lab.hold_vip(1, vip(family))?;
+        cluster.mappings.set_vip(vip(family, 222), route_id)?;
+        cluster.lab.hold_vip(1, vip(family, 222))?;
     }
     Ok(cluster)
 }
@@ -56,7 +46,7 @@ fn map_pods(cluster: &mut Cluster) -> Result<()> {
     let Cluster { lab, mappings, .. } = cluster;
     for family in Family::ALL {
         for node in 1..=2 {
-            mappings.map(lab.pod(node, 1).ip(family), vip(family))?;
+            mappings.map(lab.pod(node, 1).ip(family), vip(family, 222))?;
         }
     }
     Ok(())
@@ -94,7 +84,7 @@ fn nothing_happened(traffic: Vec<Traffic>, capture: &Capture, lab: &Lab) -> Resu
                 report.udp.first_lost
             );
         }
-        capture.assert_only_source(vip(family), lab.outside().ip(family), sent);
+        capture.assert_only_source(vip(family, 222), lab.outside().ip(family), sent);
     }
     Ok(())
 }
@@ -143,8 +133,8 @@ fn the_first_agents_under_traffic_turn_nodes_addresses_into_the_vip_and_nothing_
         for family in Family::ALL {
             for node in 1..=2 {
                 let server = SocketAddr::new(lab.outside().ip(family), PORT);
-                assert_eq!(seen_as(lab.pod(node, 1), server)?, [vip(family)]);
-                assert_eq!(whoami(lab.pod(node, 1), server, SOON)?, vip(family));
+                assert_eq!(seen_as(lab.pod(node, 1), server)?, [vip(family, 222)]);
+                assert_eq!(whoami(lab.pod(node, 1), server, SOON)?, vip(family, 222));
             }
         }
         goes_on(&traffic, 100)?;
@@ -158,10 +148,10 @@ fn the_first_agents_under_traffic_turn_nodes_addresses_into_the_vip_and_nothing_
                 if holder_is_late {
                     seen.retain(|source| *source != holder);
                 }
-                assert_eq!(seen, [own, vip(family)], "{}", report.pod);
+                assert_eq!(seen, [own, vip(family, 222)], "{}", report.pod);
             }
             let sources = capture.sources_towards(lab.outside().ip(family))?;
-            let expected = [holder, other, vip(family)];
+            let expected = [holder, other, vip(family, 222)];
             assert!(sources.keys().all(|source| expected.contains(source)), "{}", capture.text());
         }
     }
@@ -232,13 +222,13 @@ fn a_changed_mapping_switches_udp_at_once_and_leaves_tcp_sessions_alone() -> Res
     let mut cluster = mapped()?;
     for (family, route_id) in [(Family::V4, 7), (Family::V6, 8)] {
         // The other VIP has the same holder for one pod, and another for the other.
-        let other = vip_number(family, 223);
+        let other = vip(family, 223);
         cluster.mappings.set_vip(other, route_id)?;
         cluster.lab.hold_vip(2, other)?;
         for node in 1..=2 {
             let pod = cluster.lab.pod(node, 1).ip(family);
             let own_node = cluster.lab.node(node).ip(family);
-            let (first, second) = (vip(family), other);
+            let (first, second) = (vip(family, 222), other);
             let remap = |to: Option<IpAddr>| {
                 move |cluster: &mut Cluster| match to {
                     Some(vip) => cluster.mappings.map(pod, vip),
@@ -288,23 +278,23 @@ fn held_pods_are_silent_and_a_vip_that_is_removed_in_use_holds_its_pods() -> Res
         for pod in &pods {
             cluster.mappings.hold(pod.ip(family))?;
         }
-        capture.assert_only_source(vip(family), outside, 100);
+        capture.assert_only_source(vip(family, 222), outside, 100);
         all_silent();
         for pod in &pods {
-            cluster.mappings.map(pod.ip(family), vip(family))?;
+            cluster.mappings.map(pod.ip(family), vip(family, 222))?;
         }
         all_answered(50);
         // The VIP itself goes, and comes back with another route id.
-        cluster.mappings.remove_vip(vip(family))?;
-        capture.assert_only_source(vip(family), outside, 100);
+        cluster.mappings.remove_vip(vip(family, 222))?;
+        capture.assert_only_source(vip(family, 222), outside, 100);
         all_silent();
-        cluster.mappings.set_vip(vip(family), if family == Family::V4 { 100 } else { 101 })?;
+        cluster.mappings.set_vip(vip(family, 222), if family == Family::V4 { 100 } else { 101 })?;
         all_answered(50);
-        capture.assert_only_source(vip(family), outside, 100);
+        capture.assert_only_source(vip(family, 222), outside, 100);
         drop(flows);
         for probe in probes {
             let report = probe.stop()?;
-            assert_eq!(report.sources.into_keys().collect::<Vec<_>>(), [vip(family)]);
+            assert_eq!(report.sources.into_keys().collect::<Vec<_>>(), [vip(family, 222)]);
         }
     }
     Ok(())
@@ -358,8 +348,8 @@ fn half_a_directory_changes_nothing() -> Result<()> {
     nothing_happened(traffic, &capture, &cluster.lab)?;
     // And it is read again.
     let third = cluster.lab.pod(3, 1).v4.into();
-    cluster.mappings.map(third, vip(Family::V4))?;
-    cluster.await_mapping(third, Some(vip(Family::V4)))
+    cluster.mappings.map(third, vip(Family::V4, 222))?;
+    cluster.await_mapping(third, Some(vip(Family::V4, 222)))
 }
 
 #[test]

@@ -8,23 +8,11 @@ use anyhow::{Context, Result};
 use tests::{
     CLUSTER_IP_PORT, Capture, Cluster, Family, Host, Lab, Masquerade, NODE_PORT,
     SERVICE_TARGET_PORT, TcpServer, TrafficPolicy, UdpProbe, UdpServer, eventually, ping, seen_as,
-    whoami,
+    vip, whoami,
 };
 
 const PORT: u16 = 7000;
 const SOON: Duration = Duration::from_secs(5);
-
-fn vip(family: Family) -> IpAddr {
-    vip_number(family, 222)
-}
-
-fn vip_number(family: Family, number: u8) -> IpAddr {
-    let text = match family {
-        Family::V4 => format!("192.168.122.{number}"),
-        Family::V6 => format!("fd00:122::{number}"),
-    };
-    text.parse().expect("an address")
-}
 
 /// The first pod of every node is mapped in both families; node 1 holds the v4 VIP, node 2 the
 /// other. The agents are ready.
@@ -32,11 +20,11 @@ fn mapped(lab: Lab) -> Result<Cluster> {
     let mut cluster = Cluster::new(lab, PORT)?;
     for (family, route_id, holder) in [(Family::V4, 1, 1), (Family::V6, 252, 2)] {
         let Cluster { lab, mappings, .. } = &mut cluster;
-        mappings.set_vip(vip(family), route_id)?;
+        mappings.set_vip(vip(family, 222), route_id)?;
         for node in 1..=3 {
-            mappings.map(lab.pod(node, 1).ip(family), vip(family))?;
+            mappings.map(lab.pod(node, 1).ip(family), vip(family, 222))?;
         }
-        lab.hold_vip(holder, vip(family))?;
+        lab.hold_vip(holder, vip(family, 222))?;
     }
     cluster.start_agents()?;
     Ok(cluster)
@@ -73,7 +61,7 @@ fn mapped_pods_leave_with_the_vip_and_others_as_before(masquerade: Masquerade) -
     for family in Family::ALL {
         for server in [lab.outside(), lab.far()] {
             for node in 1..=3 {
-                leaves_as(lab.pod(node, 1), server, vip(family), &capture)?;
+                leaves_as(lab.pod(node, 1), server, vip(family, 222), &capture)?;
                 leaves_as(lab.pod(node, 2), server, lab.node(node).ip(family), &capture)?;
             }
         }
@@ -103,7 +91,7 @@ fn mapped_pods_leave_with_the_vip_where_nobody_masquerades() -> Result<()> {
     let capture = Capture::start(lab)?;
     for family in Family::ALL {
         for node in 1..=3 {
-            leaves_as(lab.pod(node, 1), lab.far(), vip(family), &capture)?;
+            leaves_as(lab.pod(node, 1), lab.far(), vip(family, 222), &capture)?;
         }
     }
     Ok(())
@@ -211,7 +199,7 @@ fn who_asks_a_mapped_pod_by_its_own_address_gets_the_answer_from_there() -> Resu
             assert_eq!(ping(lab.outside(), to, 3)?, 3);
             capture.assert_only_source(to, client, 4 + 3);
             // What the pod begins leaves with the VIP nevertheless.
-            leaves_as(pod, lab.outside(), vip(family), &capture)?;
+            leaves_as(pod, lab.outside(), vip(family, 222), &capture)?;
         }
     }
     Ok(())
@@ -227,7 +215,8 @@ fn the_holders_own_ports_are_closed_on_the_vip_and_say_nothing() -> Result<()> {
         let address = SocketAddr::new(lab.node(holder).ip(family), PORT);
         whoami(lab.outside(), address, SOON)?;
         let capture = Capture::on(&[(lab.outside(), "eth0")])?;
-        let (open, closed) = (SocketAddr::new(vip(family), PORT), SocketAddr::new(vip(family), 1));
+        let (open, closed) =
+            (SocketAddr::new(vip(family, 222), PORT), SocketAddr::new(vip(family, 222), 1));
         for port in [open, closed] {
             lab.outside().enter(|| -> Result<()> {
                 let refused = TcpStream::connect_timeout(&port, Duration::from_millis(300));
@@ -245,7 +234,7 @@ fn the_holders_own_ports_are_closed_on_the_vip_and_say_nothing() -> Result<()> {
                 Ok(())
             })??;
         }
-        assert_eq!(ping(lab.outside(), vip(family), 1)?, 0);
+        assert_eq!(ping(lab.outside(), vip(family, 222), 1)?, 0);
         capture.assert_silent(lab.outside().ip(family));
         let name = "egress_dropped_packets_total{table=\"egress\",reason=\"vip_closed\"}";
         let dropped = cluster.agent(holder)?.metric(name)?;
@@ -289,7 +278,7 @@ fn marks_of_others_survive_on_packets_and_connections() -> Result<()> {
     let capture = Capture::start(lab)?;
     for family in Family::ALL {
         for node in 1..=3 {
-            leaves_as(lab.pod(node, 1), lab.outside(), vip(family), &capture)?;
+            leaves_as(lab.pod(node, 1), lab.outside(), vip(family, 222), &capture)?;
         }
     }
     for node in lab.nodes() {
@@ -310,13 +299,13 @@ fn a_pod_with_a_vip_of_one_family_only_is_held_in_the_other() -> Result<()> {
     let Cluster { lab, mappings, .. } = &mut cluster;
     // Of pod 1 the v6 address is held, of pod 2 the v4 address.
     for family in Family::ALL {
-        mappings.set_vip(vip(family), if family == Family::V4 { 64 } else { 65 })?;
-        lab.hold_vip(1, vip(family))?;
+        mappings.set_vip(vip(family, 222), if family == Family::V4 { 64 } else { 65 })?;
+        lab.hold_vip(1, vip(family, 222))?;
     }
     for node in 1..=3 {
-        mappings.map(lab.pod(node, 1).v4.into(), vip(Family::V4))?;
+        mappings.map(lab.pod(node, 1).v4.into(), vip(Family::V4, 222))?;
         mappings.hold(lab.pod(node, 1).v6.into())?;
-        mappings.map(lab.pod(node, 2).v6.into(), vip(Family::V6))?;
+        mappings.map(lab.pod(node, 2).v6.into(), vip(Family::V6, 222))?;
         mappings.hold(lab.pod(node, 2).v4.into())?;
     }
     cluster.start_agents()?;
@@ -327,7 +316,7 @@ fn a_pod_with_a_vip_of_one_family_only_is_held_in_the_other() -> Result<()> {
         for (pod, mapped, held) in [(1, Family::V4, Family::V6), (2, Family::V6, Family::V4)] {
             let pod = lab.pod(node, pod);
             for server in [lab.outside(), lab.far()] {
-                leaves_as(pod, server, vip(mapped), &capture)?;
+                leaves_as(pod, server, vip(mapped, 222), &capture)?;
                 let probe = UdpProbe::start(pod, SocketAddr::new(server.ip(held), PORT), 500)?;
                 eventually(SOON, || probe.sent() >= 30);
                 let address = SocketAddr::new(server.ip(held), PORT);
@@ -353,7 +342,7 @@ fn several_vips_on_several_holders_each_serve_their_pods() -> Result<()> {
     let Cluster { lab, mappings, .. } = &mut cluster;
     for (number, route_ids, holder) in vips {
         for (family, route_id) in Family::ALL.into_iter().zip(route_ids) {
-            let vip = vip_number(family, number);
+            let vip = vip(family, number);
             mappings.set_vip(vip, route_id)?;
             mappings.map(lab.pod(holder % 3 + 1, 1).ip(family), vip)?;
             // And the second pod of the holder itself.
@@ -368,7 +357,7 @@ fn several_vips_on_several_holders_each_serve_their_pods() -> Result<()> {
         for (number, _, holder) in vips {
             for pod in [lab.pod(holder % 3 + 1, 1), lab.pod(holder, 2)] {
                 for server in [lab.outside(), lab.far()] {
-                    leaves_as(pod, server, vip_number(family, number), &capture)?;
+                    leaves_as(pod, server, vip(family, number), &capture)?;
                 }
             }
         }
@@ -385,8 +374,8 @@ fn excluded_networks_are_reached_with_the_nodes_address() -> Result<()> {
         for family in Family::ALL {
             for node in 1..=3 {
                 let pod = lab.pod(node, 1);
-                leaves_as(pod, lab.outside(), vip(family), &capture)?;
-                let source = if far_by_vip { vip(family) } else { lab.node(node).ip(family) };
+                leaves_as(pod, lab.outside(), vip(family, 222), &capture)?;
+                let source = if far_by_vip { vip(family, 222) } else { lab.node(node).ip(family) };
                 leaves_as(pod, lab.far(), source, &capture)?;
             }
         }
