@@ -12,7 +12,7 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 use tests::{
     Capture, Cluster, EchoLoop, Family, Flow, Lab, NewFlows, Traffic, UdpProbe, eventually,
-    seen_as, vip, whoami,
+    seen_as, vip, wait_until, whoami,
 };
 
 const PORT: u16 = 7000;
@@ -191,7 +191,9 @@ fn switches(
     assert_eq!(probe.seen_as(), Some(old));
     let peers = cluster.servers[0].1.peers().len();
     change(cluster)?;
-    eventually(SOON, || probe.seen_as() == Some(new));
+    let switched = wait_until(SOON, || probe.seen_as() == Some(new));
+    let sources = capture.sources_towards(outside)?;
+    assert!(switched, "not from {old} to {new}: {sources:?}");
     assert_eq!(whoami(&pod, server, SOON)?, new, "TCP that begins now");
     let (received, exchanges) = (probe.received(), session.report().exchanges);
     eventually(SOON, || {
