@@ -15,7 +15,7 @@ use crate::table::{self, Spread, Verdicts, milliseconds, quantile, sorted};
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// The parts of a synchronisation that the agent's metrics know.
-const PARTS: [&str; 5] = ["Observe", "Routing", "Tables", "Pods", "Connections"];
+const PARTS: [&str; 5] = ["observe", "routing", "tables", "pods", "connections"];
 /// After a change the agent looks for faults in the mappings when they have rested for this long.
 const REPORT_AFTER: Duration = Duration::from_millis(200);
 
@@ -119,7 +119,7 @@ fn start(
     rows.push(row("first sync, from start to ready", milliseconds(Spread::of(first.clone()))));
     rows.push(row("  of it start, reading, store, plan", milliseconds(Spread::of(outside))));
     for (part, figures) in PARTS.iter().zip(&parts) {
-        let what = format!("  of it {} (metric)", part.to_lowercase());
+        let what = format!("  of it {part} (metric)");
         rows.push(row(&what, milliseconds(Spread::of(figures.iter().copied()))));
     }
     rows.push(row("  processor time up to then", milliseconds(Spread::of(processor))));
@@ -160,7 +160,7 @@ fn looks(
     let (mut agent, _) = ready(node, mappings, &["--update-interval", "1"])?;
     thread::sleep(REPORT_AFTER * 3);
     for (foreign, what) in [(false, "a look"), (true, "a look after a foreign nft transaction")] {
-        let (sum, count) = part_duration(&agent, "Observe")?;
+        let (sum, count) = part_duration(&agent, "observe")?;
         let worked = processor_time(&agent)?;
         for number in 0..extent.looks {
             if foreign {
@@ -169,7 +169,7 @@ fn looks(
             // Not asking the agent meanwhile: that would be its work too.
             thread::sleep(LOOK_EVERY);
         }
-        let (sum_after, count_after) = part_duration(&agent, "Observe")?;
+        let (sum_after, count_after) = part_duration(&agent, "observe")?;
         let looks = count_after - count;
         ensure!(looks > 0.0, "the agent does not look any more:\n{}", agent.log());
         let per_look = |seconds: f64| format!("{:.2} ms", seconds / looks * 1e3);
@@ -279,9 +279,11 @@ fn part_duration(agent: &Agent, part: &str) -> Result<(f64, f64)> {
     let (_, text) = answer?;
     let value = |suffix: &str| {
         let name = format!("egress_agent_sync_part_duration_seconds_{suffix}{{part=\"{part}\"}} ");
-        text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap_or(0.0)
+        text.lines()
+            .find_map(|line| line.strip_prefix(&name)?.parse().ok())
+            .with_context(|| format!("no metric {name}in:\n{text}"))
     };
-    Ok((value("sum"), value("count")))
+    Ok((value("sum")?, value("count")?))
 }
 
 /// What all threads of the agent have had of processors, without the programs it starts.
