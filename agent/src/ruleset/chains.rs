@@ -113,8 +113,9 @@ pub(super) fn main(input: &Input) -> BTreeMap<String, Chain> {
         "classify".into(),
         base(HookKind::Filter, HookPoint::Prerouting, AFTER_DNAT, classify(input)),
     );
+    // Asked of the connection: a packet's mark may be changed by others on its way.
     let mut translate =
-        vec![Rule::new("not ours", [is_zero(masked(meta_mark(), input.mask.mask())), accept()])];
+        vec![Rule::new("not ours", [is_zero(masked(ct_mark(), input.mask.mask())), accept()])];
     translate.push(Rule::new("by family", [by_family("translate4", "translate6")]));
     chains.insert(
         "translate".into(),
@@ -134,6 +135,12 @@ pub(super) fn main(input: &Input) -> BTreeMap<String, Chain> {
         chains.extend(decisions(input, *vip, *id));
     }
     chains
+}
+
+/// Every mark that a connection of ours may carry.
+fn decided_marks(input: &Input) -> Vec<Expr> {
+    let marks = |id: &RouteId| [input.mask.here(*id), input.mask.away(*id)];
+    input.vips.values().flat_map(marks).map(number).collect()
 }
 
 /// The holder's own ports are closed on the VIP, and strays of a connection that has just moved
@@ -258,23 +265,23 @@ fn egress(view: &View) -> Vec<Rule> {
 fn translation(view: &View) -> Vec<Rule> {
     let Input { mask, .. } = view.input;
     let family = view.family;
-    let mut rules = vec![
-        no_egress(view),
-        Rule::new(
-            "the holder translates",
-            [is_not_zero(masked(meta_mark(), mask.away_bit())), snat_to(family, saddr(family))],
-        ),
-    ];
+    let mut rules = vec![no_egress(view)];
+    let decision = || masked(ct_mark(), mask.mask());
+    let away: Vec<_> = view.vips().map(|(_, id)| number(mask.away(id))).collect();
+    if !away.is_empty() {
+        let parts = [is(decision(), set(away)), snat_to(family, saddr(family))];
+        rules.push(Rule::new("the holder translates", parts));
+    }
     let vips: Vec<_> = view.vips().map(|(vip, id)| (number(mask.here(id)), address(vip))).collect();
     if !vips.is_empty() {
-        let vip = looked_up(masked(meta_mark(), mask.mask()), map(vips));
+        let vip = looked_up(decision(), map(vips));
         rules.push(Rule::new("with the VIP", [snat_to(family, vip)]));
     }
     rules
 }
 
-/// The kernel's own multicast reports (IGMP, MLD) carry a mark that nobody has set: while it
-/// writes them, it keeps a length in the same place.
+/// A connection that the outside opens to a pod because of one that the pod has opened (active
+/// FTP) inherits its mark.
 fn no_egress(view: &View) -> Rule {
     Rule::new("no egress", [view.inside(daddr(view.family)), accept()])
 }
@@ -306,27 +313,21 @@ fn decisions(input: &Input, vip: Vip, id: RouteId) -> [(String, Chain); 4] {
 pub(super) fn guard(input: &Input) -> BTreeMap<String, Chain> {
     let views = Family::ALL.map(|family| View { input, family });
     let mask = input.mask.mask();
-    let mut rules = vec![
-        Rule::new("decided", [is_not_zero(masked(meta_mark(), mask)), goto("decided")]),
-        Rule::new("answers of pods", [is(ct_direction(), word("reply")), accept()]),
-    ];
-    let marks: Vec<_> = input
-        .vips
-        .values()
-        .flat_map(|id| [number(input.mask.here(*id)), number(input.mask.away(*id))])
-        .collect();
+    // The decision is the connection's. A packet's own mark may be anybody's: of a program on the
+    // node, of a stranger's rule, or of nobody (the kernel keeps a length there while it writes
+    // multicast reports).
+    let mut rules =
+        vec![Rule::new("answers of pods", [is(ct_direction(), word("reply")), accept()])];
+    let marks = decided_marks(input);
     if !marks.is_empty() {
-        rules.push(Rule::new(
-            "ours, and nobody decided",
-            [is(masked(ct_mark(), mask), set(marks)), count("undecided"), drop()],
-        ));
+        rules
+            .push(Rule::new("decided", [is(masked(ct_mark(), mask), set(marks)), goto("decided")]));
     }
     rules.extend([
         Rule::new("began before the mapping", [state_in(&["established", "related"]), accept()]),
         Rule::new("by family", [by_family("undecided4", "undecided6")]),
     ]);
     let mut decided: Vec<_> = views.iter().flat_map(right_way).collect();
-    // Last, for no packet of a pod comes so far.
     decided.extend(views.iter().map(no_egress));
     decided.push(Rule::new("any other address", [count("guard"), drop()]));
     let mut chains = BTreeMap::from([
