@@ -76,8 +76,23 @@ fn marks_that_others_write_into_packets_change_no_source() -> Result<()> {
 
 /// The overlay's packets are smaller than the LAN's: only the holder can tell the server so.
 #[test]
-fn a_server_learns_that_its_answers_are_too_large() -> Result<()> {
+fn a_server_learns_that_its_answers_are_too_large_for_the_overlay() -> Result<()> {
+    large_answers_arrive(&mapped()?)
+}
+
+/// The pod's node has to tell the server, by way of the holder.
+#[test]
+fn a_server_learns_that_its_answers_are_too_large_for_the_pod() -> Result<()> {
     let cluster = mapped()?;
+    for node in cluster.lab.nodes() {
+        for device in ["veth1", "veth2", "cni0"] {
+            node.sh(&format!("ip link set {device} mtu 1300"))?;
+        }
+    }
+    large_answers_arrive(&cluster)
+}
+
+fn large_answers_arrive(cluster: &Cluster) -> Result<()> {
     let lab = &cluster.lab;
     let capture = Capture::start(lab)?;
     for family in Family::ALL {

@@ -121,6 +121,15 @@ pub(super) fn main(input: &Input) -> BTreeMap<String, Chain> {
         "translate".into(),
         base(HookKind::Nat, HookPoint::Postrouting, BEFORE_MASQUERADE, translate),
     );
+    chains.insert(
+        "report".into(),
+        base(
+            HookKind::Route,
+            HookPoint::Output,
+            AFTER_CONNTRACK,
+            views.iter().filter_map(report).collect(),
+        ),
+    );
     for view in &views {
         let family = view.family;
         let mut add = |v4, v6, rules| {
@@ -135,12 +144,6 @@ pub(super) fn main(input: &Input) -> BTreeMap<String, Chain> {
         chains.extend(decisions(input, *vip, *id));
     }
     chains
-}
-
-/// Every mark that a connection of ours may carry.
-fn decided_marks(input: &Input) -> Vec<Expr> {
-    let marks = |id: &RouteId| [input.mask.here(*id), input.mask.away(*id)];
-    input.vips.values().flat_map(marks).map(number).collect()
 }
 
 /// The holder's own ports are closed on the VIP, and strays of a connection that has just moved
@@ -286,6 +289,34 @@ fn no_egress(view: &View) -> Rule {
     Rule::new("no egress", [view.inside(daddr(view.family)), accept()])
 }
 
+/// What this node reports of a server's packets to a mapped pod (too large, a loop) has to tell of
+/// the VIP, as that is all that the server knows: it goes by the holder, which translates it. Without
+/// this, a server would never learn that the pods' network has a smaller MTU.
+fn report(view: &View) -> Option<Rule> {
+    let family = view.family;
+    let errors = match family {
+        Family::V4 => &["destination-unreachable", "time-exceeded", "parameter-problem"][..],
+        Family::V6 => {
+            &["destination-unreachable", "packet-too-big", "time-exceeded", "parameter-problem"]
+        }
+    };
+    let mask = view.input.mask;
+    let ways: Vec<_> = view
+        .vips()
+        .map(|(_, id)| (number(mask.away(id)), goes_to(&format!("mark_away_{id}"))))
+        .collect();
+    (!ways.is_empty()).then(|| {
+        Rule::new(
+            "by the holder",
+            [
+                is(icmp_type(family), set(errors.iter().copied().map(word))),
+                is(ct_direction(), word("original")),
+                choose(masked(ct_mark(), mask.mask()), map(ways)),
+            ],
+        )
+    })
+}
+
 /// The four chains of a VIP: a decision is bound to the connection when it is made, and written
 /// into each of its packets.
 fn decisions(input: &Input, vip: Vip, id: RouteId) -> [(String, Chain); 4] {
@@ -318,10 +349,13 @@ pub(super) fn guard(input: &Input) -> BTreeMap<String, Chain> {
     // multicast reports).
     let mut rules =
         vec![Rule::new("answers of pods", [is(ct_direction(), word("reply")), accept()])];
-    let marks = decided_marks(input);
-    if !marks.is_empty() {
-        rules
-            .push(Rule::new("decided", [is(masked(ct_mark(), mask), set(marks)), goto("decided")]));
+    // Of a VIP that this table does not know any more, what is on its way to the holder still has
+    // the pod's own address.
+    let away = is_not_zero(masked(ct_mark(), input.mask.away_bit()));
+    rules.push(Rule::new("decided", [away, goto("decided")]));
+    let here: Vec<_> = input.vips.values().map(|id| number(input.mask.here(*id))).collect();
+    if !here.is_empty() {
+        rules.push(Rule::new("decided", [is(masked(ct_mark(), mask), set(here)), goto("decided")]));
     }
     rules.extend([
         Rule::new("began before the mapping", [state_in(&["established", "related"]), accept()]),
