@@ -1,7 +1,7 @@
 //! Marks that others write, and errors that the node itself reports: neither is taken for a
 //! decision about a mapped pod.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -12,8 +12,8 @@ const ROUTE_ID: u8 = 64;
 
 fn vip(family: Family) -> IpAddr {
     match family {
-        Family::V4 => "192.168.122.222".parse().expect("an address"),
-        Family::V6 => "fd00:122::222".parse().expect("an address"),
+        Family::V4 => Ipv4Addr::new(192, 168, 122, 222).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0x122, 0, 0, 0, 0, 0, 0x222).into(),
     }
 }
 
@@ -92,6 +92,7 @@ fn a_server_learns_that_its_answers_are_too_large_for_the_pod() -> Result<()> {
     large_answers_arrive(&cluster)
 }
 
+#[expect(clippy::expect_used, reason = "in a closure that cannot return an error")]
 fn large_answers_arrive(cluster: &Cluster) -> Result<()> {
     let lab = &cluster.lab;
     let capture = Capture::start(lab)?;
