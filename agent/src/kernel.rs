@@ -186,6 +186,11 @@ impl Kernel {
             Step::ForgetHolder { vip, device } => {
                 neighbours::forget(&self.route_socket, vip.addr(), device).await?;
             }
+            Step::ForgetUndecided(pods) => {
+                let addresses = pods.iter().map(|pod| pod.addr()).collect();
+                let undecided = |entry: &conntrack::Entry<'_>| entry.mark & marks.mask() == 0;
+                self.conntrack.forget_where(&addresses, undecided)?;
+            }
             Step::Rebind { wrong, places: _ } => self.forget_marks(wrong, marks)?,
             Step::DeleteRule(rule) => self.routing.del_rule(rule).await?,
             Step::DeleteRoute(route) => self.routing.del_route(route).await?,

@@ -46,6 +46,8 @@ pub enum Step {
     /// End what these pods have running without sessions (UDP, ICMP): the next packet is decided
     /// anew. TCP connections end as they began.
     ForgetPods(BTreeSet<PodIp>),
+    /// As [`ForgetPods`](Self::ForgetPods), but only what no decision was made about.
+    ForgetUndecided(BTreeSet<PodIp>),
     /// Forget which machine holds a VIP that has just left this node. While it was here the kernel
     /// took no news of its next holder, and what it knew before is the one before us.
     ForgetHolder {
@@ -86,6 +88,7 @@ impl Step {
             | Self::AddRule(_)
             | Self::ChangePods(_)
             | Self::ForgetPods(_)
+            | Self::ForgetUndecided(_)
             | Self::ForgetHolder { .. }
             | Self::Rebind { .. } => false,
         }
@@ -105,6 +108,13 @@ impl fmt::Display for Step {
             }
             Self::ForgetHolder { vip, device } => {
                 write!(f, "forget which machine on {device} holds {vip}")
+            }
+            Self::ForgetUndecided(pods) => {
+                write!(
+                    f,
+                    "forget sessionless connections of {} pods without a decision",
+                    pods.len()
+                )
             }
             Self::Rebind { wrong: marks, places: _ } => {
                 const SHOWN: usize = 4;
@@ -128,7 +138,7 @@ pub fn plan(
     loaded: &[LoadedDigests; 2],
     marks: MarkMask,
 ) -> Vec<Step> {
-    let Desired { rules, routes, later, ruleset: _, pods: _, loose, places } = desired;
+    let Desired { rules, routes, later, ruleset: _, pods, loose, places } = desired;
     let routing = &observed.routing;
 
     let mut steps: Vec<Step> = Vec::new();
@@ -141,8 +151,17 @@ pub fn plan(
 
     let (table_steps, touched) = tables::steps(desired, observed, loaded);
     steps.extend(table_steps);
-    if !touched.is_empty() {
-        steps.push(Step::ForgetPods(touched));
+    let tables::Touched { changed, mut guarded } = touched;
+    if observed.places.is_none() {
+        // An agent before this one may have died between mapping a pod and this step.
+        guarded.extend(pods.keys());
+    }
+    let undecided: BTreeSet<PodIp> = guarded.difference(&changed).copied().collect();
+    if !changed.is_empty() {
+        steps.push(Step::ForgetPods(changed));
+    }
+    if !undecided.is_empty() {
+        steps.push(Step::ForgetUndecided(undecided));
     }
     steps.extend(left(desired, observed.places.as_ref()));
     let wrong = wrong_marks(places, observed.places.as_ref(), marks);

@@ -75,6 +75,8 @@ pub const GUARD_COUNTERS: [(&str, &str); 3] = [
 pub enum HookKind {
     Filter,
     Nat,
+    /// Routing is asked again when the mark has changed.
+    Route,
 }
 
 impl fmt::Display for HookKind {
@@ -82,6 +84,7 @@ impl fmt::Display for HookKind {
         f.write_str(match self {
             Self::Filter => "filter",
             Self::Nat => "nat",
+            Self::Route => "route",
         })
     }
 }
@@ -90,6 +93,7 @@ impl fmt::Display for HookKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HookPoint {
     Prerouting,
+    Output,
     Postrouting,
 }
 
@@ -97,6 +101,7 @@ impl fmt::Display for HookPoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Prerouting => "prerouting",
+            Self::Output => "output",
             Self::Postrouting => "postrouting",
         })
     }

@@ -371,9 +371,14 @@ impl Sync {
                 }
             }
             Step::ChangePods(_) => self.stale.pods = true,
-            Step::ForgetPods(pods) if !done => self.unforgotten.extend(pods),
+            Step::ForgetPods(pods) | Step::ForgetUndecided(pods) if !done => {
+                self.unforgotten.extend(pods)
+            }
             Step::Rebind { places, .. } if done => self.observed.places = Some(places.clone()),
-            Step::ForgetPods(_) | Step::ForgetHolder { .. } | Step::Rebind { .. } => {}
+            Step::ForgetPods(_)
+            | Step::ForgetUndecided(_)
+            | Step::ForgetHolder { .. }
+            | Step::Rebind { .. } => {}
         }
         outcome
     }
@@ -417,9 +422,10 @@ impl Part {
             | Step::DeleteStray(_) => Self::Routing,
             Step::ChangeTables(_) => Self::Tables,
             Step::ChangePods(_) => Self::Pods,
-            Step::ForgetPods(_) | Step::ForgetHolder { .. } | Step::Rebind { .. } => {
-                Self::Connections
-            }
+            Step::ForgetPods(_)
+            | Step::ForgetUndecided(_)
+            | Step::ForgetHolder { .. }
+            | Step::Rebind { .. } => Self::Connections,
         }
     }
 }

@@ -135,6 +135,15 @@ impl Conntrack {
     ///
     /// Returns how many were there to delete.
     pub fn forget(&mut self, pods: &BTreeSet<IpAddr>) -> Result<usize, ConntrackError> {
+        self.forget_where(pods, |_| true)
+    }
+
+    /// As [`forget`](Self::forget), but only those that the predicate picks.
+    pub fn forget_where(
+        &mut self,
+        pods: &BTreeSet<IpAddr>,
+        mut doomed: impl FnMut(&Entry<'_>) -> bool,
+    ) -> Result<usize, ConntrackError> {
         let v4: Vec<_> = pods
             .iter()
             .filter_map(|pod| match pod {
@@ -159,7 +168,8 @@ impl Conntrack {
         for view in views {
             self.read(view, |entry| {
                 // Compared here too: kernels before 5.8 do not know the filter.
-                if !STATEFUL.contains(&entry.protocol) && pods.contains(&entry.source) {
+                let sessionless = !STATEFUL.contains(&entry.protocol);
+                if sessionless && pods.contains(&entry.source) && doomed(&entry) {
                     entries.push(entry.into_owned());
                 }
             })?;

@@ -8,6 +8,7 @@ use super::tables::{Base, Chain, Set, Table};
 
 // linux/netfilter.h, linux/netfilter/nf_tables.h
 const NF_INET_PRE_ROUTING: u32 = 0;
+const NF_INET_LOCAL_OUT: u32 = 3;
 const NF_INET_POST_ROUTING: u32 = 4;
 const NF_ACCEPT: u32 = 1;
 const NFT_TABLE_F_DORMANT: u32 = 1;
@@ -40,10 +41,12 @@ fn hook(base: &Base) -> SeenHook {
     let kind = match kind.as_str() {
         "filter" => HookKind::Filter,
         "nat" => HookKind::Nat,
+        "route" => HookKind::Route,
         _ => return SeenHook::Other,
     };
     let point = match *hook {
         NF_INET_PRE_ROUTING => HookPoint::Prerouting,
+        NF_INET_LOCAL_OUT => HookPoint::Output,
         NF_INET_POST_ROUTING => HookPoint::Postrouting,
         _ => return SeenHook::Other,
     };

@@ -130,12 +130,20 @@ impl fmt::Display for TablesChange {
     }
 }
 
-/// The steps for both tables and their pods, and the pods whose VIP they touch.
+/// The pods that the steps of [`steps`] touch.
+pub(super) struct Touched {
+    /// Their VIP changes.
+    pub(super) changed: BTreeSet<PodIp>,
+    /// They were not guarded: something may have begun while nobody looked.
+    pub(super) guarded: BTreeSet<PodIp>,
+}
+
+/// The steps for both tables and their pods, and the pods they touch.
 pub(super) fn steps(
     desired: &Desired<'_>,
     observed: &Observed,
     [loaded_main, loaded_guard]: &[LoadedDigests; 2],
-) -> (Vec<Step>, BTreeSet<PodIp>) {
+) -> (Vec<Step>, Touched) {
     let Ruleset { main, guard } = desired.ruleset;
     let main = TableChange::between(main, observed.main.as_ref(), loaded_main);
     let guard = TableChange::between(guard, observed.guard.as_ref(), loaded_guard);
@@ -150,7 +158,8 @@ pub(super) fn steps(
     );
     let stays = |stray: &&PodStray| if stray.set.is_map() { !anew.0 } else { !anew.1 };
     pods.strays = strays.iter().filter(stays).cloned().collect();
-    let touched = pods.changed();
+    let touched =
+        Touched { changed: pods.changed(), guarded: pods.guard.iter().copied().collect() };
 
     let mut steps = Vec::new();
     let mut push = |main: Option<TableChange>, guard: Option<TableChange>, pods: PodChanges| {

@@ -280,7 +280,9 @@ proptest! {
                 }
                 Step::DeleteStray(stray) => kernel.strays.contains(stray),
                 Step::Loosen(interface) => kernel.strict.contains(interface),
-                Step::ForgetPods(forgotten) => forgotten.is_subset(&pods),
+                Step::ForgetPods(forgotten) | Step::ForgetUndecided(forgotten) => {
+ forgotten.is_subset(&pods)
+}
                 Step::ForgetHolder { vip, .. } => {
                     new.mappings.vips().contains_key(vip) && !new.local().contains(&vip.addr())
                 }
@@ -331,5 +333,25 @@ proptest! {
                 prop_assert_eq!(rule, None, "{} while it is looked up", step);
             }
         }
+    }
+
+    #[test]
+    fn an_agent_that_dies_between_two_steps_leaves_nothing_that_the_next_does_not_mend(
+        old in worlds(),
+        new in worlds(),
+        at in any::<prop::sample::Index>(),
+    ) {
+        let mut kernel = in_between(&old, &new, &Damage::default());
+        let steps = planned(&kernel, &new);
+        prop_assume!(!steps.is_empty());
+        let start = kernel.pods.vips.clone();
+        let tolerance = Tolerance { old: Some(&old), new: &new, start };
+        act(&mut kernel, &steps[..at.index(steps.len())], None, &tolerance)?;
+        kernel.restart();
+        let steps = planned(&kernel, &new);
+        act(&mut kernel, &steps, None, &tolerance)?;
+        check_fates(&kernel, &new)?;
+        check_forgotten(&kernel, &tolerance)?;
+        prop_assert_eq!(planned(&kernel, &new), vec![]);
     }
 }

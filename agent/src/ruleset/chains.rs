@@ -113,12 +113,22 @@ pub(super) fn main(input: &Input) -> BTreeMap<String, Chain> {
         "classify".into(),
         base(HookKind::Filter, HookPoint::Prerouting, AFTER_DNAT, classify(input)),
     );
+    // Asked of the connection: a packet's mark may be changed by others on its way.
     let mut translate =
-        vec![Rule::new("not ours", [is_zero(masked(meta_mark(), input.mask.mask())), accept()])];
+        vec![Rule::new("not ours", [is_zero(masked(ct_mark(), input.mask.mask())), accept()])];
     translate.push(Rule::new("by family", [by_family("translate4", "translate6")]));
     chains.insert(
         "translate".into(),
         base(HookKind::Nat, HookPoint::Postrouting, BEFORE_MASQUERADE, translate),
+    );
+    chains.insert(
+        "report".into(),
+        base(
+            HookKind::Route,
+            HookPoint::Output,
+            AFTER_CONNTRACK,
+            views.iter().filter_map(report).collect(),
+        ),
     );
     for view in &views {
         let family = view.family;
@@ -258,25 +268,53 @@ fn egress(view: &View) -> Vec<Rule> {
 fn translation(view: &View) -> Vec<Rule> {
     let Input { mask, .. } = view.input;
     let family = view.family;
-    let mut rules = vec![
-        no_egress(view),
-        Rule::new(
-            "the holder translates",
-            [is_not_zero(masked(meta_mark(), mask.away_bit())), snat_to(family, saddr(family))],
-        ),
-    ];
+    let mut rules = vec![no_egress(view)];
+    let decision = || masked(ct_mark(), mask.mask());
+    let away: Vec<_> = view.vips().map(|(_, id)| number(mask.away(id))).collect();
+    if !away.is_empty() {
+        let parts = [is(decision(), set(away)), snat_to(family, saddr(family))];
+        rules.push(Rule::new("the holder translates", parts));
+    }
     let vips: Vec<_> = view.vips().map(|(vip, id)| (number(mask.here(id)), address(vip))).collect();
     if !vips.is_empty() {
-        let vip = looked_up(masked(meta_mark(), mask.mask()), map(vips));
+        let vip = looked_up(decision(), map(vips));
         rules.push(Rule::new("with the VIP", [snat_to(family, vip)]));
     }
     rules
 }
 
-/// The kernel's own multicast reports (IGMP, MLD) carry a mark that nobody has set: while it
-/// writes them, it keeps a length in the same place.
+/// A connection that the outside opens to a pod because of one that the pod has opened (active
+/// FTP) inherits its mark.
 fn no_egress(view: &View) -> Rule {
     Rule::new("no egress", [view.inside(daddr(view.family)), accept()])
+}
+
+/// What this node reports of a server's packets to a mapped pod (too large, a loop) has to tell of
+/// the VIP, as that is all that the server knows: it goes by the holder, which translates it. Without
+/// this, a server would never learn that the pods' network has a smaller MTU.
+fn report(view: &View) -> Option<Rule> {
+    let family = view.family;
+    let errors = match family {
+        Family::V4 => &["destination-unreachable", "time-exceeded", "parameter-problem"][..],
+        Family::V6 => {
+            &["destination-unreachable", "packet-too-big", "time-exceeded", "parameter-problem"]
+        }
+    };
+    let mask = view.input.mask;
+    let ways: Vec<_> = view
+        .vips()
+        .map(|(_, id)| (number(mask.away(id)), goes_to(&format!("mark_away_{id}"))))
+        .collect();
+    (!ways.is_empty()).then(|| {
+        Rule::new(
+            "by the holder",
+            [
+                is(icmp_type(family), set(errors.iter().copied().map(word))),
+                is(ct_direction(), word("original")),
+                choose(masked(ct_mark(), mask.mask()), map(ways)),
+            ],
+        )
+    })
 }
 
 /// The four chains of a VIP: a decision is bound to the connection when it is made, and written
@@ -306,27 +344,24 @@ fn decisions(input: &Input, vip: Vip, id: RouteId) -> [(String, Chain); 4] {
 pub(super) fn guard(input: &Input) -> BTreeMap<String, Chain> {
     let views = Family::ALL.map(|family| View { input, family });
     let mask = input.mask.mask();
-    let mut rules = vec![
-        Rule::new("decided", [is_not_zero(masked(meta_mark(), mask)), goto("decided")]),
-        Rule::new("answers of pods", [is(ct_direction(), word("reply")), accept()]),
-    ];
-    let marks: Vec<_> = input
-        .vips
-        .values()
-        .flat_map(|id| [number(input.mask.here(*id)), number(input.mask.away(*id))])
-        .collect();
-    if !marks.is_empty() {
-        rules.push(Rule::new(
-            "ours, and nobody decided",
-            [is(masked(ct_mark(), mask), set(marks)), count("undecided"), drop()],
-        ));
+    // The decision is the connection's. A packet's own mark may be anybody's: of a program on the
+    // node, of a stranger's rule, or of nobody (the kernel keeps a length there while it writes
+    // multicast reports).
+    let mut rules =
+        vec![Rule::new("answers of pods", [is(ct_direction(), word("reply")), accept()])];
+    // Of a VIP that this table does not know any more, what is on its way to the holder still has
+    // the pod's own address.
+    let away = is_not_zero(masked(ct_mark(), input.mask.away_bit()));
+    rules.push(Rule::new("decided", [away, goto("decided")]));
+    let here: Vec<_> = input.vips.values().map(|id| number(input.mask.here(*id))).collect();
+    if !here.is_empty() {
+        rules.push(Rule::new("decided", [is(masked(ct_mark(), mask), set(here)), goto("decided")]));
     }
     rules.extend([
         Rule::new("began before the mapping", [state_in(&["established", "related"]), accept()]),
         Rule::new("by family", [by_family("undecided4", "undecided6")]),
     ]);
     let mut decided: Vec<_> = views.iter().flat_map(right_way).collect();
-    // Last, for no packet of a pod comes so far.
     decided.extend(views.iter().map(no_egress));
     decided.push(Rule::new("any other address", [count("guard"), drop()]));
     let mut chains = BTreeMap::from([

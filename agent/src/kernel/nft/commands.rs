@@ -111,8 +111,10 @@ fn chain_of(table: &str, chain: &str, content: &Chain) -> NfChain<'static> {
         made._type = Some(match hook.kind {
             HookKind::Nat => NfChainType::NAT,
             HookKind::Filter => NfChainType::Filter,
+            HookKind::Route => NfChainType::Route,
         });
         made.hook = Some(match hook.point {
+            HookPoint::Output => NfHook::Output,
             HookPoint::Postrouting => NfHook::Postrouting,
             HookPoint::Prerouting => NfHook::Prerouting,
         });

@@ -6,7 +6,7 @@ use shared::Vip;
 
 use super::kernel::{Kernel, ModelRule, ModelTable};
 use super::world::every_pod;
-use crate::kernel_state::{LoadedDigests, SeenHook};
+use crate::kernel_state::SeenHook;
 use crate::pod_tables::{PodSet, PodStray};
 use crate::routing::{ObjectKind, Stray};
 
@@ -117,8 +117,7 @@ impl Damage {
     pub(super) fn strike(&self, kernel: &mut Kernel) {
         let Self { to_guard, tables, routing, restart, upgrade } = self;
         if *restart {
-            kernel.loaded = [LoadedDigests::default(), LoadedDigests::default()];
-            kernel.places = None;
+            kernel.restart();
         }
         if *upgrade {
             for chain in [&mut kernel.main, &mut kernel.guard]

@@ -177,6 +177,12 @@ impl Kernel {
     }
 
     /// Takes a step wholly, or says why the kernel would refuse it and changes nothing.
+    /// Another agent comes, which knows nothing of what the one before did.
+    pub(super) fn restart(&mut self) {
+        self.loaded = Default::default();
+        self.places = None;
+    }
+
     pub(super) fn apply(&mut self, step: &Step) -> Result<(), String> {
         let must = |there: bool| there.then_some(()).ok_or_else(|| format!("refused: {step}"));
         match step {
@@ -200,6 +206,12 @@ impl Kernel {
             }
             // Who holds a VIP elsewhere is none of this model's knowledge.
             Step::ForgetHolder { .. } => Ok(()),
+            Step::ForgetUndecided(pods) => {
+                let mask = self.marks.mask();
+                self.connections
+                    .retain(|c| c.session || c.mark & mask != 0 || !pods.contains(&c.pod));
+                Ok(())
+            }
             Step::Rebind { wrong, places } => {
                 self.connections.retain(|c| !wrong.contains(&(c.mark & self.marks.mask())));
                 self.places = Some(places.clone());
