@@ -255,6 +255,20 @@ proptest! {
     }
 
     #[test]
+    fn damage_is_repaired_and_nothing_else_is_touched(world in worlds(), damage in damages()) {
+        let settled = settled(&world);
+        let mut kernel = settled.clone();
+        damage.strike(&mut kernel);
+        for step in planned(&kernel, &world) {
+            kernel.apply(&step).map_err(TestCaseError::fail)?;
+        }
+        prop_assert!(kernel.has_tables_of(&world.ruleset()));
+        prop_assert_eq!(kernel.pods, settled.pods);
+        prop_assert_eq!((kernel.rules, kernel.routes), (settled.rules, settled.routes));
+        prop_assert!(kernel.strays.is_empty());
+    }
+
+    #[test]
     fn a_step_that_fails_opens_no_leak_and_the_next_plan_repairs_it(
         old in worlds(),
         new in worlds(),
