@@ -7,6 +7,8 @@
 //! - `state.txt`, `plan.txt`, `rejected.txt`: what comes of it, written anew by
 //!   `UPDATE_GOLDEN=1 cargo test -p agent --test golden`.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "what cannot be read fails the test")]
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
@@ -87,7 +89,8 @@ fn golden() -> PathBuf {
 
 /// Names of what is in a folder, ascending.
 fn names_in(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+    let entries =
+        fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut names: Vec<_> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -95,7 +98,7 @@ fn names_in(folder: &Path) -> Vec<String> {
 }
 
 fn read(path: &Path) -> String {
-    fs::read_to_string(path).unwrap_or_else(|error| panic!("{path:?}: {error}"))
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 impl Case {

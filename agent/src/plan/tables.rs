@@ -188,7 +188,12 @@ pub(super) fn steps(
             push(None, None, of_guard);
             push(main, guard, of_main);
         }
-        (false, _) => push(main, guard, pods),
+        (false, true) => {
+            let (of_main, of_guard) = pods.split();
+            push(main, None, of_main);
+            push(None, guard, of_guard);
+        }
+        (false, false) => push(main, guard, pods),
     }
     (steps, touched)
 }

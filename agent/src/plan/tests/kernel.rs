@@ -15,7 +15,7 @@ use crate::kernel_state::{
 use crate::plan::{Step, TableChange, TablesChange};
 use crate::pod_tables::{PodChanges, PodTables};
 use crate::routing::{Family, MarkMask, ObservedRouting, PolicyRule, Route, RouteKind, Stray};
-use crate::ruleset::{Chain, Declared, HookKind, HookPoint, Table};
+use crate::ruleset::{Chain, Declared, HookKind, HookPoint, Ruleset, Table};
 
 pub(super) const NODE: [&str; 2] = ["192.168.122.11", "fd00:122::11"];
 const GATEWAY: [&str; 2] = ["192.168.122.1", "fd00:122::1"];
@@ -121,7 +121,7 @@ impl ModelTable {
         for rule in self.chains.values().flat_map(|chain| &chain.rules) {
             let mut words = rule.text.split_whitespace().peekable();
             while let Some(word) = words.next() {
-                let next = words.peek().map(|next| next.trim_matches([',', '"'])).unwrap_or("");
+                let next = words.peek().map_or("", |next| next.trim_matches([',', '"']));
                 let there = match (word, word.strip_prefix('@')) {
                     ("goto", _) => self.chains.contains_key(next),
                     ("name", _) => self.counters.contains(next),
@@ -174,6 +174,17 @@ impl Kernel {
             strict: self.strict.clone(),
             places: self.places.clone(),
         }
+    }
+
+    /// Both tables are exactly these.
+    pub(super) fn has_tables_of(&self, ruleset: &Ruleset) -> bool {
+        [(&self.main, &ruleset.main), (&self.guard, &ruleset.guard)].into_iter().all(
+            |(seen, wanted)| {
+                let mut made = ModelTable::default();
+                made.fill(wanted);
+                seen.as_ref() == Some(&made)
+            },
+        )
     }
 
     /// Takes a step wholly, or says why the kernel would refuse it and changes nothing.

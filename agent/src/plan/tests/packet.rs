@@ -63,6 +63,19 @@ enum Outcome {
     Goto(String),
 }
 
+/// What a part of a rule means for the rest of it.
+enum Part {
+    True,
+    False,
+    Chosen(String),
+}
+
+impl Part {
+    fn of(holds: bool) -> Self {
+        if holds { Self::True } else { Self::False }
+    }
+}
+
 /// What the base chain `name` says; its policy is accept.
 pub(super) fn verdict(
     table: &ModelTable,
@@ -133,23 +146,23 @@ impl<'a> Words<'a, '_> {
                     };
                 }
                 _ => match self.statement() {
-                    Some(None) => {}
-                    Some(Some(chain)) => return Outcome::Goto(chain),
-                    None => return Outcome::Next,
+                    Part::True => {}
+                    Part::Chosen(chain) => return Outcome::Goto(chain),
+                    Part::False => return Outcome::Next,
                 },
             }
         }
         Outcome::Next
     }
 
-    /// A match, a write or a choice; `None` when it ends the rule.
-    fn statement(&mut self) -> Option<Option<String>> {
+    /// A match, a write or a choice.
+    fn statement(&mut self) -> Part {
         let field = self.rest;
-        let value = self.expression()?;
+        let Some(value) = self.expression() else { return Part::False };
         match self.peek() {
             "set" => {
                 self.skip("set");
-                let new = self.expression()?;
+                let Some(new) = self.expression() else { return Part::False };
                 match (field.split_once(" set ").map(|(name, _)| name), new) {
                     (Some("ip saddr" | "ip6 saddr"), Value::Addr(addr)) => {
                         self.packet.saddr = addr;
@@ -158,22 +171,23 @@ impl<'a> Words<'a, '_> {
                     (Some("ct mark"), Value::Number(mark)) => self.packet.connection.mark = mark,
                     other => panic!("cannot write {other:?}"),
                 }
-                Some(None)
+                Part::True
             }
             "vmap" => {
                 self.skip("vmap");
-                let target = self.choice(&value)?;
-                Some(Some(target.strip_prefix("goto ").expect("verdicts are gotos").to_owned()))
+                self.choice(&value).map_or(Part::False, |target| {
+                    Part::Chosen(target.strip_prefix("goto ").expect("only gotos").to_owned())
+                })
             }
             "!=" => {
                 self.skip("!=");
-                (!self.includes(&value)).then_some(None)
+                Part::of(!self.includes(&value))
             }
             "==" => {
                 self.skip("==");
-                self.includes(&value).then_some(None)
+                Part::of(self.includes(&value))
             }
-            _ => self.includes(&value).then_some(None),
+            _ => Part::of(self.includes(&value)),
         }
     }
 
