@@ -394,10 +394,10 @@ proptest! {
         let mut kernel = in_between(&old, &new, &Damage::default());
         let steps = planned(&kernel, &new);
         prop_assume!(!steps.is_empty());
-        let start = kernel.pods.vips.clone();
-        let tolerance = Tolerance { old: Some(&old), new: &new, start };
+        let tolerance = Tolerance::between(&old, &new, &kernel);
         act(&mut kernel, &steps[..at.index(steps.len())], None, &tolerance)?;
         kernel.restart();
+        let tolerance = Tolerance { remembers: false, ..tolerance };
         let steps = planned(&kernel, &new);
         act(&mut kernel, &steps, None, &tolerance)?;
         check_fates(&kernel, &new)?;
