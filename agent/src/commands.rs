@@ -10,6 +10,7 @@ mod counters;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::{Command, ExitCode, Stdio};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,6 +18,8 @@ use nix::errno::Errno;
 use prometheus_client::registry::Registry;
 use shared::config_map::Object;
 use shared::telemetry::{self, Health, LogsError, ServeError};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, info_span};
@@ -99,10 +102,7 @@ fn code(error: &anyhow::Error) -> u8 {
 fn carry_out(cli: &Cli) -> anyhow::Result<()> {
     let settings = cli.kernel.settings()?;
     telemetry::init_logs(cli.log_format)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start a runtime")?;
+    let runtime = runtime()?;
     if cli.action.dump_rules {
         let report = runtime.block_on(dump(cli, settings))?;
         print(&report, cli.run.output)
@@ -219,8 +219,7 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
     registry.register_collector(Box::new(KernelCounters::of(cli.kernel.tables())));
     let health = Health::new(STUCK_AFTER);
     let shutdown = CancellationToken::new();
-    let server =
-        tokio::spawn(telemetry::serve(listener, registry, health.clone(), shutdown.clone()));
+    let server = serve_aside(listener, registry, health.clone(), shutdown.clone())?;
     stop_on_signals(&shutdown)?;
 
     let node = cli.run.node_name();
@@ -237,11 +236,36 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
     };
     let outcome = agent.run(shutdown.clone()).await;
     shutdown.cancel();
-    let serving = server.await.context("cannot end the server")?;
     outcome.map_err(missing_capability)?;
-    serving?;
+    server
+        .join()
+        .map_err(|_| anyhow::anyhow!("the server of probes and metrics has panicked"))??;
     info!("stopped; the rules stay, and work without an agent");
     Ok(())
+}
+
+/// On a thread of its own: a probe must not wait for a synchronisation.
+fn serve_aside(
+    listener: TcpListener,
+    registry: Registry,
+    health: Health,
+    shutdown: CancellationToken,
+) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
+    let listener = listener.into_std().context("cannot hand over the port")?;
+    let serve = move || {
+        let runtime = runtime()?;
+        runtime.block_on(async {
+            let listener = TcpListener::from_std(listener).context("cannot take over the port")?;
+            Ok(telemetry::serve(listener, registry, health, shutdown).await?)
+        })
+    };
+    let thread = thread::Builder::new().name("probes".to_owned());
+    thread.spawn(serve).context("cannot start a thread")
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().context("cannot start a runtime")
 }
 
 fn stop_on_signals(shutdown: &CancellationToken) -> anyhow::Result<()> {

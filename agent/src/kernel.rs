@@ -5,6 +5,7 @@
 
 pub mod conntrack;
 pub mod elements;
+mod forgetting;
 pub mod links;
 mod neighbours;
 mod nfnetlink;
@@ -23,6 +24,7 @@ use std::collections::BTreeSet;
 
 use self::conntrack::{Conntrack, ConntrackError};
 use self::elements::{Elements, ElementsError};
+use self::forgetting::{Forgetting, Which};
 use self::links::{FactsError, read_node_facts};
 use self::neighbours::NeighbourError;
 pub use self::nfnetlink::NfnetlinkError;
@@ -32,6 +34,8 @@ use self::route_socket::{RequestError, RouteSocket};
 use self::routing::{Routing, RoutingError};
 use self::sysctl::{ReversePath, SysctlError};
 use self::tables::{Tables, TablesError};
+use shared::PodIp;
+
 use crate::kernel_state::SeenTable;
 use crate::node_facts::NodeFacts;
 use crate::plan::{Step, TablesChange};
@@ -61,6 +65,8 @@ pub enum KernelError {
     Elements(#[from] ElementsError),
     #[error(transparent)]
     Conntrack(#[from] ConntrackError),
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
     #[error(transparent)]
     Notifications(#[from] NotificationError),
 }
@@ -73,6 +79,7 @@ pub struct Kernel {
     tables: Tables,
     elements: Elements,
     conntrack: Conntrack,
+    forgetting: Forgetting,
     names: TableNames,
     ownership: Ownership,
     own_ports: OwnPorts,
@@ -100,6 +107,8 @@ impl Kernel {
             tables: Tables::open(names.clone())?,
             elements: Elements::open(names.clone())?,
             conntrack: Conntrack::open()?,
+            forgetting: Forgetting::start(Conntrack::open()?, ownership.marks())
+                .map_err(KernelError::Thread)?,
             names,
             ownership,
             own_ports: OwnPorts::default(),
@@ -179,17 +188,13 @@ impl Kernel {
             Step::AddRule(rule) => self.routing.add_rule(rule).await?,
             Step::ChangeTables(change) => self.change_tables(change).await?,
             Step::ChangePods(changes) => self.elements.apply(changes)?,
-            Step::ForgetPods(pods) => {
-                let addresses = pods.iter().map(|pod| pod.addr()).collect();
-                self.conntrack.forget(&addresses)?;
-            }
+            Step::ForgetPods(pods) => self.forget(Which::Sessionless, pods),
             Step::ForgetHolder { vip, device } => {
                 neighbours::forget(&self.route_socket, vip.addr(), device).await?;
             }
-            Step::ForgetUndecided(pods) => {
-                let addresses = pods.iter().map(|pod| pod.addr()).collect();
-                let undecided = |entry: &conntrack::Entry<'_>| entry.mark & marks.mask() == 0;
-                self.conntrack.forget_where(&addresses, undecided)?;
+            Step::ForgetUndecided { pods, sessions: false } => self.forget(Which::Undecided, pods),
+            Step::ForgetUndecided { pods, sessions: true } => {
+                self.forget(Which::UndecidedSessions, pods);
             }
             Step::Rebind { wrong, places: _ } => self.forget_marks(wrong, marks)?,
             Step::DeleteRule(rule) => self.routing.del_rule(rule).await?,
@@ -197,6 +202,10 @@ impl Kernel {
             Step::DeleteStray(stray) => self.routing.del_stray(stray).await?,
         }
         Ok(())
+    }
+
+    fn forget(&self, which: Which, pods: &BTreeSet<PodIp>) {
+        self.forgetting.order(which, pods.iter().map(|pod| pod.addr()).collect());
     }
 
     /// nft's socket is not ours. But when its transaction was the only one meanwhile, what is told

@@ -47,7 +47,12 @@ pub enum Step {
     /// anew. TCP connections end as they began.
     ForgetPods(BTreeSet<PodIp>),
     /// As [`ForgetPods`](Self::ForgetPods), but only what no decision was made about.
-    ForgetUndecided(BTreeSet<PodIp>),
+    ForgetUndecided {
+        /// Whose.
+        pods: BTreeSet<PodIp>,
+        /// TCP too: it began while no table of ours was there, and would keep the node's address.
+        sessions: bool,
+    },
     /// Forget which machine holds a VIP that has just left this node. While it was here the kernel
     /// took no news of its next holder, and what it knew before is the one before us.
     ForgetHolder {
@@ -88,7 +93,7 @@ impl Step {
             | Self::AddRule(_)
             | Self::ChangePods(_)
             | Self::ForgetPods(_)
-            | Self::ForgetUndecided(_)
+            | Self::ForgetUndecided { .. }
             | Self::ForgetHolder { .. }
             | Self::Rebind { .. } => false,
         }
@@ -109,12 +114,9 @@ impl fmt::Display for Step {
             Self::ForgetHolder { vip, device } => {
                 write!(f, "forget which machine on {device} holds {vip}")
             }
-            Self::ForgetUndecided(pods) => {
-                write!(
-                    f,
-                    "forget sessionless connections of {} pods without a decision",
-                    pods.len()
-                )
+            Self::ForgetUndecided { pods, sessions } => {
+                let which = if *sessions { "all" } else { "sessionless" };
+                write!(f, "forget {which} connections of {} pods without a decision", pods.len())
             }
             Self::Rebind { wrong: marks, places: _ } => {
                 const SHOWN: usize = 4;
@@ -132,9 +134,13 @@ impl fmt::Display for Step {
 }
 
 /// What to do, in order. Nothing to do is an empty list.
+///
+/// `touched` names the only pods that may differ, if that is known: with 100 000 pods it saves a
+/// walk over all of them for every one that comes or goes.
 pub fn plan(
     desired: &Desired<'_>,
     observed: &Observed,
+    touched: Option<&BTreeSet<PodIp>>,
     loaded: &[LoadedDigests; 2],
     marks: MarkMask,
 ) -> Vec<Step> {
@@ -149,19 +155,25 @@ pub fn plan(
     steps.extend(backstops.into_iter().chain(ways).map(Step::AddRoute));
     steps.extend(rules.difference(&routing.rules).copied().map(Step::AddRule));
 
-    let (table_steps, touched) = tables::steps(desired, observed, loaded);
+    let (table_steps, touched) = tables::steps(desired, observed, touched, loaded);
     steps.extend(table_steps);
     let tables::Touched { changed, mut guarded } = touched;
     if observed.places.is_none() {
         // An agent before this one may have died between mapping a pod and this step.
         guarded.extend(pods.keys());
     }
-    let undecided: BTreeSet<PodIp> = guarded.difference(&changed).copied().collect();
+    // Without either table connections were made as if nothing were mapped.
+    let sessions = observed.main.is_none() && observed.guard.is_none() && observed.places.is_some();
+    let undecided: BTreeSet<PodIp> = if sessions {
+        pods.keys().copied().collect()
+    } else {
+        guarded.difference(&changed).copied().collect()
+    };
     if !changed.is_empty() {
         steps.push(Step::ForgetPods(changed));
     }
     if !undecided.is_empty() {
-        steps.push(Step::ForgetUndecided(undecided));
+        steps.push(Step::ForgetUndecided { pods: undecided, sessions });
     }
     steps.extend(left(desired, observed.places.as_ref()));
     let wrong = wrong_marks(places, observed.places.as_ref(), marks);

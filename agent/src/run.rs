@@ -103,10 +103,8 @@ impl Agent {
             }
             if is_due(Some(due.look)) {
                 due.look = Instant::now() + self.interval;
-                match self.sync.look_again() {
-                    Ok(()) => due.sync_by(Instant::now()),
-                    Err(error) => complaints.once(&error),
-                }
+                self.sync.look_again();
+                due.sync_by(Instant::now());
             }
             if is_due(due.sync) {
                 self.sync_now(&mut due, &mut complaints).await;

@@ -4,22 +4,23 @@
 //! is told to it only says what to look at again. What was seen or done is remembered, so that a
 //! change of one pod costs one walk over memory and one transaction.
 
+mod memory;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Instant;
 
+use shared::MappingsStore;
 use shared::mappings::{Change, Incomplete};
-use shared::{MappingsStore, PodIp};
 use tracing::{debug, error, info, warn};
 
+use self::memory::Memory;
 use crate::desired::{Note, Settings, desired, ruleset_input};
 use crate::kernel::notifications::Notice;
 use crate::kernel::{Kernel, KernelError};
-use crate::kernel_state::{LoadedDigests, Observed};
 use crate::metrics::{Counts, Metrics, Part};
-use crate::node_facts::NodeFacts;
-use crate::plan::{Step, TableChange, TablesChange, plan};
-use crate::pod_tables::PodSet;
+use crate::plan::{Step, plan};
+use crate::routing::Foreign;
 use crate::ruleset::{Input, Ruleset};
 
 /// Why the kernel is looked at, the most telling reason of all that have come up.
@@ -66,36 +67,17 @@ pub enum SyncError {
     Steps { failed: usize, steps: usize },
 }
 
-/// What of the kernel has to be looked at again.
-#[derive(Clone, Copy, Debug)]
-struct Stale {
-    facts: bool,
-    routing: bool,
-    tables: bool,
-    pods: bool,
-    strict: bool,
-}
-
-impl Stale {
-    const ALL: Self = Self { facts: true, routing: true, tables: true, pods: true, strict: true };
-}
-
-/// The agent's memory of mappings and kernel.
+/// What the agent knows of mappings and kernel, and what it does about it.
 pub struct Sync {
     kernel: Kernel,
     settings: Settings,
     metrics: Metrics,
     store: MappingsStore,
-    facts: NodeFacts,
-    observed: Observed,
-    /// Where the pods in `observed` are.
-    holders: [Option<(u64, u64)>; 4],
-    stale: Stale,
-    generation: u32,
+    memory: Memory,
     rendered: Option<(Input, Ruleset)>,
     notes: Vec<Note>,
-    loaded: [LoadedDigests; 2],
-    unforgotten: BTreeSet<PodIp>,
+    /// Whose rules and routes have been complained of.
+    foreign: BTreeSet<Foreign>,
     why: Why,
     /// Something other than a stranger may have made the kernel differ from what is desired.
     unsettled: bool,
@@ -109,15 +91,10 @@ impl Sync {
             settings,
             metrics,
             store: MappingsStore::default(),
-            facts: NodeFacts::default(),
-            observed: Observed::default(),
-            holders: [None; 4],
-            stale: Stale::ALL,
-            generation: 0,
+            memory: Memory::default(),
             rendered: None,
             notes: Vec::new(),
-            loaded: Default::default(),
-            unforgotten: BTreeSet::new(),
+            foreign: BTreeSet::new(),
             why: Why::Start,
             unsettled: true,
         }
@@ -140,7 +117,7 @@ impl Sync {
             mapped,
             held: mappings.pods().len() - mapped,
             vips: mappings.vips().len(),
-            vips_here: self.facts.held(mappings.vips().keys().copied()).len(),
+            vips_here: self.memory.facts.held(mappings.vips().keys().copied()).len(),
             rejected,
             missing,
         }
@@ -150,63 +127,32 @@ impl Sync {
     pub fn learn(&mut self, changes: Vec<Change>) {
         for change in changes {
             let effect = self.store.apply(change);
-            if effect.vips || effect.networks || !effect.pods.is_empty() {
-                self.unsettled = true;
-            }
+            self.unsettled |= effect.vips || effect.networks || !effect.pods.is_empty();
+            self.memory.pods_changed(effect.pods);
         }
         self.why = self.why.max(Why::Mappings);
     }
 
     /// Takes in that something has changed in the kernel.
     pub fn notice(&mut self, notice: &Notice) {
-        let why = match notice {
-            Notice::Address { .. } | Notice::Networks | Notice::Routed { .. } => {
-                self.stale.facts = true;
-                Why::Node
-            }
-            // Routes and settings go with their devices, without a notice of their own.
-            Notice::Link { .. } | Notice::LinkGone { .. } => {
-                self.stale.facts = true;
-                self.stale.routing = true;
-                self.stale.strict = true;
-                Why::Node
-            }
-            Notice::Routing => {
-                self.stale.routing = true;
-                Why::Stranger
-            }
-            Notice::NetConf { .. } => {
-                self.stale.strict = true;
-                Why::Stranger
-            }
-            Notice::Nftables { .. } => {
-                self.stale.tables = true;
-                Why::Stranger
-            }
-            Notice::Elements { .. } => {
-                self.stale.pods = true;
-                Why::Stranger
-            }
-            Notice::Overrun => {
-                self.stale = Stale::ALL;
-                Why::Interval
-            }
-        };
-        self.why = self.why.max(why);
+        self.memory.doubt(notice);
+        self.why = self.why.max(match notice {
+            Notice::Address { .. }
+            | Notice::Networks
+            | Notice::Routed { .. }
+            | Notice::Link { .. }
+            | Notice::LinkGone { .. } => Why::Node,
+            Notice::Routing
+            | Notice::NetConf { .. }
+            | Notice::Nftables { .. }
+            | Notice::Elements { .. } => Why::Stranger,
+            Notice::Overrun => Why::Interval,
+        });
     }
 
-    /// Has everything looked at again; tables only if anybody has changed any since.
-    ///
-    /// Pods are not: reading them takes long, and every change of them by others is told of, or
-    /// that it was lost. What shows of them with the tables has to agree.
-    pub fn look_again(&mut self) -> Result<(), SyncError> {
-        let stale = &mut self.stale;
-        (stale.facts, stale.routing, stale.strict) = (true, true, true);
-        let generation = self.kernel.generation().map_err(SyncError::Look)?;
-        if generation != self.generation {
-            stale.tables = true;
-        }
-        Ok(())
+    /// Has everything looked at again that can be looked at cheaply.
+    pub fn look_again(&mut self) {
+        self.memory.doubt_all();
     }
 
     /// Makes the kernel what it should be, as far as it differs from that. Returns how many steps
@@ -214,76 +160,30 @@ impl Sync {
     pub async fn sync(&mut self) -> Result<usize, SyncError> {
         self.store.mappings()?;
         let looked = Instant::now();
-        let look = self.look().await;
+        let look = self.memory.look(&mut self.kernel).await;
         self.metrics.took(Part::Observe, looked.elapsed());
-        if let Err(error) = look {
-            self.metrics.failed(Part::Observe);
-            return Err(SyncError::Look(error));
+        match look {
+            Ok(node_changed) => self.unsettled |= node_changed,
+            Err(error) => {
+                self.metrics.failed(Part::Observe);
+                return Err(SyncError::Look(error));
+            }
         }
         let steps = self.decide()?;
         let outcome = self.act(steps).await;
+        if outcome.is_ok() {
+            self.memory.settled();
+        }
         self.why = if outcome.is_ok() { Why::Interval } else { Why::Retry };
         self.unsettled |= outcome.is_err();
         outcome
-    }
-
-    async fn look(&mut self) -> Result<(), KernelError> {
-        if self.stale.facts {
-            let facts = self.kernel.node_facts().await?;
-            self.unsettled |= facts != self.facts;
-            self.facts = facts;
-            self.stale.facts = false;
-        }
-        if self.stale.routing {
-            self.observed.routing = self.kernel.observe_routing().await?;
-            self.stale.routing = false;
-        }
-        if self.stale.tables {
-            self.look_at_tables()?;
-            self.stale.pods |= self.contents_differ();
-        }
-        if self.stale.pods {
-            self.observed.pods = self.kernel.dump_pods()?;
-            self.holders = PodSet::ALL.map(|set| self.holder(set));
-            self.stale.pods = false;
-        }
-        Ok(())
-    }
-
-    /// Which set in which table it is that holds these pods, by their numbers.
-    fn holder(&self, set: PodSet) -> Option<(u64, u64)> {
-        let table = if set.is_map() { &self.observed.main } else { &self.observed.guard };
-        let table = table.as_ref()?;
-        Some((table.handle, table.contents.get(set.name())?.handle))
-    }
-
-    /// Whether the maps and sets that were just looked at cannot hold the pods that are remembered:
-    /// they are others, or hold another number.
-    fn contents_differ(&self) -> bool {
-        let counts = self.observed.pods.counts();
-        PodSet::ALL.into_iter().zip(self.holders).any(|(set, holder)| {
-            let table = if set.is_map() { &self.observed.main } else { &self.observed.guard };
-            let seen = table.as_ref().and_then(|table| table.contents.get(set.name()));
-            let count = seen.and_then(|seen| seen.count);
-            self.holder(set) != holder
-                || count.is_some_and(|count| usize::try_from(count) != Ok(counts.of(set)))
-        })
-    }
-
-    fn look_at_tables(&mut self) -> Result<(), KernelError> {
-        let seen = self.kernel.look_at_tables()?;
-        self.observed.main = seen.main;
-        self.observed.guard = seen.guard;
-        self.generation = seen.generation;
-        self.stale.tables = false;
-        Ok(())
     }
 
     /// What there is to do. Looks at reverse path filters on the way, for which ones matter
     /// depends on what is desired.
     fn decide(&mut self) -> Result<Vec<Step>, SyncError> {
         let mappings = self.store.mappings()?;
-        let (input, notes) = ruleset_input(mappings, &self.facts, &self.settings);
+        let (input, notes) = ruleset_input(mappings, &self.memory.facts, &self.settings);
         for note in notes.iter().filter(|note| !self.notes.contains(note)) {
             warn!(vip = %note.vip, "{note}");
         }
@@ -293,20 +193,21 @@ impl Sync {
             _ => Ruleset::render(&input),
         };
         let (_, ruleset) = self.rendered.insert((input, ruleset));
-        let desired = desired(mappings, &self.facts, &self.settings, ruleset);
-        if self.stale.strict {
-            self.observed.strict = self.kernel.strict(desired.loose.iter());
-            self.stale.strict = false;
+        let desired = desired(mappings, &self.memory.facts, &self.settings, ruleset);
+        self.memory.look_at_filters(&self.kernel, &desired.loose);
+        let foreign = &self.memory.observed.routing.foreign;
+        for other in foreign.difference(&self.foreign).filter(|other| other.overrides_ours) {
+            warn!("{other}: somebody else's, comes before ours, and is left alone; remove it");
         }
+        self.foreign.clone_from(foreign);
         let marks = self.settings.ownership.marks();
-        let mut steps = plan(&desired, &self.observed, &self.loaded, marks);
+        let memory = &self.memory;
+        let touched = memory.touched.as_ref();
+        let steps = plan(&desired, &memory.observed, touched, &memory.loaded, marks);
         // All pods are in that text: not for each that comes or goes.
         let only_pods = |step: &Step| matches!(step, Step::ChangePods(_) | Step::ForgetPods(_));
         if !steps.iter().all(only_pods) {
             debug!(why = %self.why, "desired state:\n{}", desired.as_text(self.kernel.tables()));
-        }
-        if !self.unforgotten.is_empty() {
-            steps.push(Step::ForgetPods(std::mem::take(&mut self.unforgotten)));
         }
         Ok(steps)
     }
@@ -317,7 +218,7 @@ impl Sync {
         // A notice about the node or of mappings may have come with it, but nothing came of that.
         let why = if repair { self.why.min(Why::Stranger) } else { self.why };
         for step in steps {
-            if failed.iter().any(|failed| step.waits_for(failed, &self.observed)) {
+            if failed.iter().any(|failed| step.waits_for(failed, &self.memory.observed)) {
                 debug!("waits for what failed before it: {step}");
                 continue;
             }
@@ -352,62 +253,8 @@ impl Sync {
     /// no longer known.
     async fn take(&mut self, step: &Step) -> Result<(), KernelError> {
         let outcome = self.kernel.perform(step, self.settings.ownership.marks()).await;
-        let done = outcome.is_ok();
-        match step {
-            Step::Loosen(_) => self.stale.strict = true,
-            Step::AddRoute(_)
-            | Step::AddRule(_)
-            | Step::DeleteRule(_)
-            | Step::DeleteRoute(_)
-            | Step::DeleteStray(_) => self.stale.routing = true,
-            Step::ChangeTables(change) if done => self.loaded(change)?,
-            Step::ChangeTables(_) => (self.stale.tables, self.stale.pods) = (true, true),
-            Step::ChangePods(changes) if done => {
-                self.observed.pods.apply(changes);
-                // Else somebody else has changed something too: the next look finds out what.
-                let next = self.generation.wrapping_add(1);
-                if self.kernel.generation()? == next {
-                    self.generation = next;
-                }
-            }
-            Step::ChangePods(_) => self.stale.pods = true,
-            Step::ForgetPods(pods) | Step::ForgetUndecided(pods) if !done => {
-                self.unforgotten.extend(pods)
-            }
-            Step::Rebind { places, .. } if done => self.observed.places = Some(places.clone()),
-            Step::ForgetPods(_)
-            | Step::ForgetUndecided(_)
-            | Step::ForgetHolder { .. }
-            | Step::Rebind { .. } => {}
-        }
+        self.memory.remember(step, outcome.is_ok(), &mut self.kernel)?;
         outcome
-    }
-
-    /// Looks at what was just loaded, to know it again.
-    fn loaded(&mut self, change: &TablesChange) -> Result<(), KernelError> {
-        self.look_at_tables()?;
-        let mut replaced = [false; 2];
-        let pods = &mut self.observed.pods;
-        let seen = [&self.observed.main, &self.observed.guard];
-        for (index, change) in [&change.main, &change.guard].into_iter().enumerate() {
-            let Some(change) = change else { continue };
-            self.loaded[index] = seen[index].as_ref().map(LoadedDigests::of).unwrap_or_default();
-            if matches!(change, TableChange::Replace(_)) {
-                if index == 0 {
-                    pods.vips.clear()
-                } else {
-                    pods.guarded.clear()
-                }
-                pods.strays.retain(|stray| stray.set.is_map() != (index == 0));
-                replaced[index] = true;
-            }
-        }
-        for (at, set) in PodSet::ALL.into_iter().enumerate() {
-            if replaced[usize::from(!set.is_map())] {
-                self.holders[at] = self.holder(set);
-            }
-        }
-        Ok(())
     }
 }
 
@@ -423,7 +270,7 @@ impl Part {
             Step::ChangeTables(_) => Self::Tables,
             Step::ChangePods(_) => Self::Pods,
             Step::ForgetPods(_)
-            | Step::ForgetUndecided(_)
+            | Step::ForgetUndecided { .. }
             | Step::ForgetHolder { .. }
             | Step::Rebind { .. } => Self::Connections,
         }

@@ -146,7 +146,7 @@ impl Case {
             None => Observed { strict: desired.loose.clone(), ..Observed::default() },
         };
         let marks = self.settings.ownership.marks();
-        let steps = plan(&desired, &observed, &<[LoadedDigests; 2]>::default(), marks);
+        let steps = plan(&desired, &observed, None, &<[LoadedDigests; 2]>::default(), marks);
         let mappings = self.store.mappings().unwrap();
         let (_, notes) = ruleset_input(mappings, &self.facts, &self.settings);
         let mut rejected = lines(self.store.rejected());
@@ -239,7 +239,8 @@ fn a_state_that_is_there_needs_no_plan() {
         let ruleset = case.ruleset();
         let desired = case.desired(&ruleset);
         let marks = case.settings.ownership.marks();
-        let steps = plan(&desired, &settled(&desired), &<[LoadedDigests; 2]>::default(), marks);
+        let steps =
+            plan(&desired, &settled(&desired), None, &<[LoadedDigests; 2]>::default(), marks);
         assert_eq!(steps, []);
     }
 }

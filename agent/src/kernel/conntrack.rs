@@ -24,8 +24,6 @@ const FILTER_REPLY: u16 = 2;
 /// Compare the tuple's source address only.
 const FILTER_BY_SOURCE: u32 = 1;
 
-/// Protocols whose connections end by themselves, or survive being left alone: TCP, DCCP, SCTP.
-const STATEFUL: [u8; 3] = [6, 33, 132];
 /// Beyond this one dump of everything is cheaper than one filtered dump per pod: each walks all
 /// buckets of a table that the whole machine shares (14 ms for the usual 262144), and to read an
 /// entry that is not wanted takes a third of a microsecond.
@@ -135,15 +133,6 @@ impl Conntrack {
     ///
     /// Returns how many were there to delete.
     pub fn forget(&mut self, pods: &BTreeSet<IpAddr>) -> Result<usize, ConntrackError> {
-        self.forget_where(pods, |_| true)
-    }
-
-    /// As [`forget`](Self::forget), but only those that the predicate picks.
-    pub fn forget_where(
-        &mut self,
-        pods: &BTreeSet<IpAddr>,
-        mut doomed: impl FnMut(&Entry<'_>) -> bool,
-    ) -> Result<usize, ConntrackError> {
         let v4: Vec<_> = pods
             .iter()
             .filter_map(|pod| match pod {
@@ -168,8 +157,7 @@ impl Conntrack {
         for view in views {
             self.read(view, |entry| {
                 // Compared here too: kernels before 5.8 do not know the filter.
-                let sessionless = !STATEFUL.contains(&entry.protocol);
-                if sessionless && pods.contains(&entry.source) && doomed(&entry) {
+                if !entry.has_sessions() && pods.contains(&entry.source) {
                     entries.push(entry.into_owned());
                 }
             })?;

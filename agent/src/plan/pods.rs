@@ -8,33 +8,51 @@ use shared::{PodIp, Vip};
 
 use crate::pod_tables::PodChanges;
 
-/// The changes that make the map of VIPs and the set of guarded pods agree with `desired`. One
-/// walk along both sides.
+/// The changes that make the map of VIPs and the set of guarded pods agree with `desired`: found by
+/// a walk along all sides, or by looking at the pods that were `touched`.
 pub fn pod_changes(
     desired: &BTreeMap<PodIp, Option<Vip>>,
     vips: &BTreeMap<PodIp, Option<Vip>>,
     guarded: &BTreeSet<PodIp>,
+    touched: Option<&BTreeSet<PodIp>>,
 ) -> PodChanges {
     let mut changes = PodChanges::default();
+    if let Some(touched) = touched {
+        for pod in touched {
+            changes.map_as(*pod, desired.get(pod), vips.get(pod));
+            changes.guard_as(*pod, desired.contains_key(pod), guarded.contains(pod));
+        }
+        return changes;
+    }
     for (pod, wanted, seen) in joined(desired.iter(), vips.iter()) {
-        if wanted == seen {
-            continue;
-        }
-        if seen.is_some() {
-            changes.unmap.push(pod);
-        }
-        if let Some(vip) = wanted {
-            changes.map.push((pod, *vip));
-        }
+        changes.map_as(pod, wanted, seen);
     }
     for (pod, wanted, seen) in joined(desired.iter(), guarded.iter().map(|pod| (pod, &()))) {
+        changes.guard_as(pod, wanted.is_some(), seen.is_some());
+    }
+    changes
+}
+
+impl PodChanges {
+    fn map_as(&mut self, pod: PodIp, wanted: Option<&Option<Vip>>, seen: Option<&Option<Vip>>) {
+        if wanted == seen {
+            return;
+        }
+        if seen.is_some() {
+            self.unmap.push(pod);
+        }
+        if let Some(vip) = wanted {
+            self.map.push((pod, *vip));
+        }
+    }
+
+    fn guard_as(&mut self, pod: PodIp, wanted: bool, seen: bool) {
         match (wanted, seen) {
-            (Some(_), None) => changes.guard.push(pod),
-            (None, Some(())) => changes.unguard.push(pod),
+            (true, false) => self.guard.push(pod),
+            (false, true) => self.unguard.push(pod),
             _ => {}
         }
     }
-    changes
 }
 
 /// Every pod of either side, ascending, with what each side says of it.

@@ -142,6 +142,7 @@ pub(super) struct Touched {
 pub(super) fn steps(
     desired: &Desired<'_>,
     observed: &Observed,
+    touched: Option<&BTreeSet<PodIp>>,
     [loaded_main, loaded_guard]: &[LoadedDigests; 2],
 ) -> (Vec<Step>, Touched) {
     let Ruleset { main, guard } = desired.ruleset;
@@ -155,6 +156,7 @@ pub(super) fn steps(
         desired.pods,
         if anew.0 { &no_vips } else { vips },
         if anew.1 { &no_pods } else { guarded },
+        touched.filter(|_| anew == (false, false)),
     );
     let stays = |stray: &&PodStray| if stray.set.is_map() { !anew.0 } else { !anew.1 };
     pods.strays = strays.iter().filter(stays).cloned().collect();

@@ -27,7 +27,7 @@ const UPLINK: &str = "eth0";
 fn planned(kernel: &Kernel, world: &World) -> Vec<Step> {
     let ruleset = world.ruleset();
     let marks = world.settings.ownership.marks();
-    plan(&world.desired(&ruleset), &kernel.observed(), &kernel.loaded, marks)
+    plan(&world.desired(&ruleset), &kernel.observed(), None, &kernel.loaded, marks)
 }
 
 /// The kernel of a node that has been told of `world` and nothing else.
@@ -330,7 +330,8 @@ proptest! {
                 }
                 Step::DeleteStray(stray) => kernel.strays.contains(stray),
                 Step::Loosen(interface) => kernel.strict.contains(interface),
-                Step::ForgetPods(forgotten) | Step::ForgetUndecided(forgotten) => {
+                Step::ForgetPods(forgotten)
+                | Step::ForgetUndecided { pods: forgotten, .. } => {
  forgotten.is_subset(&pods)
 }
                 Step::ForgetHolder { vip, .. } => {

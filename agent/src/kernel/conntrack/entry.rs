@@ -56,6 +56,14 @@ pub struct Entry<'a> {
     tuple: Cow<'a, [u8]>,
 }
 
+impl Entry<'_> {
+    /// Whether its protocol knows the end of a connection, or a connection survives being left
+    /// alone: TCP, DCCP, SCTP.
+    pub fn has_sessions(&self) -> bool {
+        matches!(self.protocol, 6 | 33 | 132)
+    }
+}
+
 impl<'a> Entry<'a> {
     /// `None` for what is no connection.
     pub(super) fn parse(message: Message<'a>) -> Result<Option<Self>, DecodeError> {

@@ -217,10 +217,11 @@ impl Kernel {
             }
             // Who holds a VIP elsewhere is none of this model's knowledge.
             Step::ForgetHolder { .. } => Ok(()),
-            Step::ForgetUndecided(pods) => {
+            Step::ForgetUndecided { pods, sessions } => {
                 let mask = self.marks.mask();
-                self.connections
-                    .retain(|c| c.session || c.mark & mask != 0 || !pods.contains(&c.pod));
+                self.connections.retain(|c| {
+                    (c.session && !sessions) || c.mark & mask != 0 || !pods.contains(&c.pod)
+                });
                 Ok(())
             }
             Step::Rebind { wrong, places } => {

@@ -1,0 +1,251 @@
+//! What the agent knows of the kernel, and what of it has to be looked at again.
+//!
+//! What was seen is kept, and what was done is added to it. Notices and time only say what may
+//! have changed; a look then reads that and nothing else.
+
+use std::collections::BTreeSet;
+
+use shared::PodIp;
+
+use crate::kernel::notifications::Notice;
+use crate::kernel::{Kernel, KernelError};
+use crate::kernel_state::{LoadedDigests, Observed, SeenTable};
+use crate::node_facts::NodeFacts;
+use crate::plan::{Step, TableChange, TablesChange};
+use crate::pod_tables::PodSet;
+
+/// Parts of the kernel that are looked at by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum View {
+    /// Devices, addresses, networks.
+    Facts,
+    /// Policy rules and routes.
+    Routing,
+    /// Both tables, but for their pods.
+    Tables,
+    /// The tables' pods: dear, when they are many.
+    Pods,
+    /// Reverse path filters.
+    Filters,
+}
+
+impl View {
+    const ALL: [Self; 5] = [Self::Facts, Self::Routing, Self::Tables, Self::Pods, Self::Filters];
+}
+
+/// What is known.
+#[derive(Debug)]
+pub(super) struct Memory {
+    /// What the node is like.
+    pub(super) facts: NodeFacts,
+    /// What the kernel holds of ours.
+    pub(super) observed: Observed,
+    /// What the tables' rules were when we loaded them.
+    pub(super) loaded: [LoadedDigests; 2],
+    /// The only pods that may differ from what is desired; `None` when any may.
+    pub(super) touched: Option<BTreeSet<PodIp>>,
+    doubted: BTreeSet<View>,
+    /// Tables and pods were seen after this transaction of anybody's.
+    generation: u32,
+    /// In which set of which table the pods are that were seen, by their numbers.
+    holders: [Option<(u64, u64)>; 4],
+}
+
+impl Default for Memory {
+    /// Nothing.
+    fn default() -> Self {
+        Self {
+            facts: NodeFacts::default(),
+            observed: Observed::default(),
+            loaded: Default::default(),
+            touched: None,
+            doubted: View::ALL.into(),
+            generation: 0,
+            holders: [None; 4],
+        }
+    }
+}
+
+impl Memory {
+    /// Takes in that these pods may differ from what is desired.
+    pub(super) fn pods_changed(&mut self, pods: BTreeSet<PodIp>) {
+        if let Some(touched) = &mut self.touched {
+            touched.extend(pods);
+        }
+    }
+
+    /// Takes in that the kernel holds all that is desired.
+    pub(super) fn settled(&mut self) {
+        if !self.doubted.contains(&View::Pods) {
+            self.touched = Some(BTreeSet::new());
+        }
+    }
+
+    /// Takes in what a notice says may have changed.
+    pub(super) fn doubt(&mut self, notice: &Notice) {
+        let views: &[View] = match notice {
+            Notice::Address { .. } | Notice::Networks | Notice::Routed { .. } => &[View::Facts],
+            // Routes and settings go with their devices, without a notice of their own.
+            Notice::Link { .. } | Notice::LinkGone { .. } => {
+                &[View::Facts, View::Routing, View::Filters]
+            }
+            Notice::Routing => &[View::Routing],
+            Notice::NetConf { .. } => &[View::Filters],
+            Notice::Nftables { .. } => &[View::Tables],
+            Notice::Elements { .. } => &[View::Pods],
+            Notice::Overrun => &View::ALL,
+        };
+        self.doubted.extend(views);
+    }
+
+    /// Has everything looked at again but pods: reading them takes long, and every change of them
+    /// by others is told of, or that it was lost. What shows of them with the tables has to agree.
+    pub(super) fn doubt_all(&mut self) {
+        self.doubted.extend([View::Facts, View::Routing, View::Tables, View::Filters]);
+    }
+
+    /// Reads what is doubted, but for reverse path filters. Whether the node is another now.
+    pub(super) async fn look(&mut self, kernel: &mut Kernel) -> Result<bool, KernelError> {
+        let mut node_changed = false;
+        if self.doubted.contains(&View::Facts) {
+            let facts = kernel.node_facts().await?;
+            node_changed = facts != self.facts;
+            self.facts = facts;
+            self.doubted.remove(&View::Facts);
+        }
+        if self.doubted.contains(&View::Routing) {
+            self.observed.routing = kernel.observe_routing().await?;
+            self.doubted.remove(&View::Routing);
+        }
+        let of_nftables = [View::Tables, View::Pods];
+        if of_nftables.iter().any(|view| self.doubted.contains(view))
+            && kernel.generation()? == self.generation
+        {
+            // Nobody has changed any table since: whatever was told or lost was older.
+            self.doubted.retain(|view| !of_nftables.contains(view));
+        }
+        if self.doubted.contains(&View::Tables) {
+            self.look_at_tables(kernel)?;
+            if self.contents_differ() {
+                self.doubted.insert(View::Pods);
+            }
+        }
+        if self.doubted.contains(&View::Pods) {
+            self.touched = None;
+            self.observed.pods = kernel.dump_pods()?;
+            self.holders = PodSet::ALL.map(|set| self.holder(set));
+            self.doubted.remove(&View::Pods);
+        }
+        Ok(node_changed)
+    }
+
+    /// Reads the reverse path filters of these interfaces, if any may have changed.
+    pub(super) fn look_at_filters(&mut self, kernel: &Kernel, interfaces: &BTreeSet<String>) {
+        if self.doubted.remove(&View::Filters) {
+            self.observed.strict = kernel.strict(interfaces.iter());
+        }
+    }
+
+    /// Takes in that a step was done, or failed, so that what it changes is no longer known.
+    pub(super) fn remember(
+        &mut self,
+        step: &Step,
+        done: bool,
+        kernel: &mut Kernel,
+    ) -> Result<(), KernelError> {
+        match step {
+            Step::Loosen(_) => self.doubted.extend([View::Filters]),
+            Step::AddRoute(_)
+            | Step::AddRule(_)
+            | Step::DeleteRule(_)
+            | Step::DeleteRoute(_)
+            | Step::DeleteStray(_) => self.doubted.extend([View::Routing]),
+            Step::ChangeTables(change) if done => self.tables_changed(change, kernel)?,
+            Step::ChangeTables(_) => {
+                self.generation = 0;
+                self.doubted.extend([View::Tables, View::Pods]);
+            }
+            Step::ChangePods(changes) if done => {
+                self.observed.pods.apply(changes);
+                // Else somebody else has changed something too: the next look finds out what.
+                let next = self.generation.wrapping_add(1);
+                if kernel.generation()? == next {
+                    self.generation = next;
+                }
+            }
+            Step::ChangePods(_) => {
+                self.generation = 0;
+                self.doubted.extend([View::Pods]);
+            }
+            Step::Rebind { places, .. } if done => self.observed.places = Some(places.clone()),
+            Step::ForgetPods(_)
+            | Step::ForgetUndecided { .. }
+            | Step::ForgetHolder { .. }
+            | Step::Rebind { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Looks at what was just loaded, to know it again.
+    fn tables_changed(
+        &mut self,
+        change: &TablesChange,
+        kernel: &mut Kernel,
+    ) -> Result<(), KernelError> {
+        self.look_at_tables(kernel)?;
+        let TablesChange { main, guard } = change;
+        let digests =
+            |seen: &Option<SeenTable>| seen.as_ref().map(LoadedDigests::of).unwrap_or_default();
+        let anew = |change: &Option<_>| matches!(change, Some(TableChange::Replace(_)));
+        if main.is_some() {
+            self.loaded[0] = digests(&self.observed.main);
+        }
+        if guard.is_some() {
+            self.loaded[1] = digests(&self.observed.guard);
+        }
+        let pods = &mut self.observed.pods;
+        if anew(main) {
+            pods.vips.clear();
+        }
+        if anew(guard) {
+            pods.guarded.clear();
+        }
+        let is_anew = |set: PodSet| anew(if set.is_map() { main } else { guard });
+        pods.strays.retain(|stray| !is_anew(stray.set));
+        for (at, set) in PodSet::ALL.into_iter().enumerate() {
+            if is_anew(set) {
+                self.holders[at] = self.holder(set);
+            }
+        }
+        Ok(())
+    }
+
+    fn look_at_tables(&mut self, kernel: &mut Kernel) -> Result<(), KernelError> {
+        let seen = kernel.look_at_tables()?;
+        self.observed.main = seen.main;
+        self.observed.guard = seen.guard;
+        self.generation = seen.generation;
+        self.doubted.remove(&View::Tables);
+        Ok(())
+    }
+
+    /// Which set in which table it is that holds these pods, by their numbers.
+    fn holder(&self, set: PodSet) -> Option<(u64, u64)> {
+        let table = if set.is_map() { &self.observed.main } else { &self.observed.guard };
+        let table = table.as_ref()?;
+        Some((table.handle, table.contents.get(set.name())?.handle))
+    }
+
+    /// Whether the maps and sets that were just looked at cannot hold the pods that are remembered:
+    /// they are others, or hold another number.
+    fn contents_differ(&self) -> bool {
+        let counts = self.observed.pods.counts();
+        PodSet::ALL.into_iter().zip(self.holders).any(|(set, holder)| {
+            let table = if set.is_map() { &self.observed.main } else { &self.observed.guard };
+            let seen = table.as_ref().and_then(|table| table.contents.get(set.name()));
+            let count = seen.and_then(|seen| seen.count);
+            self.holder(set) != holder
+                || count.is_some_and(|count| usize::try_from(count) != Ok(counts.of(set)))
+        })
+    }
+}
