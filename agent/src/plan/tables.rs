@@ -7,7 +7,7 @@ use shared::PodIp;
 
 use super::{Step, pod_changes};
 use crate::desired::Desired;
-use crate::kernel_state::{LoadedDigests, Observed, SeenTable};
+use crate::kernel_state::{LoadedDigests, Observed, SeenHook, SeenTable};
 use crate::pod_tables::{PodChanges, PodStray, PodTables};
 use crate::ruleset::{Ruleset, Table};
 
@@ -138,6 +138,19 @@ pub(super) struct Touched {
     pub(super) guarded: BTreeSet<PodIp>,
 }
 
+/// Whether a table that is not as it should be is asked all the same: one of another version is,
+/// one that was switched off is not.
+fn is_asked(seen: Option<&SeenTable>) -> bool {
+    seen.is_some_and(|seen| {
+        !seen.dormant && seen.chains.values().all(|chain| chain.hook != SeenHook::Other)
+    })
+}
+
+/// The same of the guard, of which no chain is ever empty.
+fn guards(seen: Option<&SeenTable>) -> bool {
+    is_asked(seen) && seen.is_some_and(|seen| seen.chains.values().all(|c| !c.rules.is_empty()))
+}
+
 /// The steps for both tables and their pods, and the pods they touch.
 pub(super) fn steps(
     desired: &Desired<'_>,
@@ -174,10 +187,17 @@ pub(super) fn steps(
     };
     // A table that loses its pods leaves the work to the other, which has to be complete by then.
     match anew {
-        (true, true) => {
+        (false, false) => push(main, guard, pods),
+        (true, false) => {
             let (of_main, of_guard) = pods.split();
-            let works = |seen: &Option<SeenTable>| seen.as_ref().is_some_and(|seen| !seen.dormant);
-            if works(&observed.guard) && !works(&observed.main) {
+            push(None, None, of_guard);
+            push(main, guard, of_main);
+        }
+        (main_anew, true) => {
+            let (of_main, of_guard) = pods.split();
+            let guard_is_needed =
+                guards(observed.guard.as_ref()) && !(main_anew && is_asked(observed.main.as_ref()));
+            if guard_is_needed {
                 push(main, None, of_main);
                 push(None, guard, of_guard);
             } else {
@@ -185,17 +205,6 @@ pub(super) fn steps(
                 push(main, None, of_main);
             }
         }
-        (true, false) => {
-            let (of_main, of_guard) = pods.split();
-            push(None, None, of_guard);
-            push(main, guard, of_main);
-        }
-        (false, true) => {
-            let (of_main, of_guard) = pods.split();
-            push(main, None, of_main);
-            push(None, guard, of_guard);
-        }
-        (false, false) => push(main, guard, pods),
     }
     (steps, touched)
 }
