@@ -1,4 +1,9 @@
 //! What rules say and what is loaded are the same, and nft accepts every change between two states.
+#![expect(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "what the tests of this file share says what is missing"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;

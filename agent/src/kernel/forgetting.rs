@@ -138,9 +138,9 @@ impl Worker {
             let now = Instant::now();
             for (due, pods) in mem::take(&mut self.later) {
                 if due <= now {
-                    self.now.answers.extend(pods)
+                    self.now.answers.extend(pods);
                 } else {
-                    self.later.push((due, pods))
+                    self.later.push((due, pods));
                 }
             }
             while let Ok(order) = self.inbox.try_recv() {

@@ -80,7 +80,7 @@ impl View<'_> {
         is_not(field, set(self.networks(&self.input.internal)))
     }
 
-    fn from_pod(&self) -> Option<Part> {
+    fn pods_as_source(&self) -> Option<Part> {
         let pods = self.networks(&self.input.pods);
         (!pods.is_empty()).then(|| is(saddr(self.family), set(pods)))
     }
@@ -204,11 +204,17 @@ fn established(view: &View) -> Vec<Rule> {
     [
         when(
             "sent here for a VIP",
-            [view.over_uplink(), view.from_pod(), outside(), Some(count("uplink")), Some(drop())],
+            [
+                view.over_uplink(),
+                view.pods_as_source(),
+                outside(),
+                Some(count("uplink")),
+                Some(drop()),
+            ],
         ),
         when(
             "VIP is gone",
-            [Some(marked), view.from_pod(), outside(), Some(count("stale")), Some(drop())],
+            [Some(marked), view.pods_as_source(), outside(), Some(count("stale")), Some(drop())],
         ),
     ]
     .into_iter()
@@ -238,7 +244,7 @@ fn new(view: &View) -> Vec<Rule> {
     ];
     rules.extend(when(
         "sent here, pod unknown here",
-        [view.over_uplink(), view.from_pod(), Some(count("uplink")), Some(drop())],
+        [view.over_uplink(), view.pods_as_source(), Some(count("uplink")), Some(drop())],
     ));
     rules
 }

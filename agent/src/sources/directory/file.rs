@@ -30,7 +30,7 @@ use nix::unistd::read;
 pub const MAX_VALUE: usize = 1024 * 1024;
 const USUAL_VALUE: usize = 4096;
 const LEFT_ALONE: Duration = Duration::from_secs(2);
-const RESTED: Duration = Duration::from_secs(60);
+const RESTED: Duration = Duration::from_mins(1);
 
 /// Why the file of a key, or the folder of an object, has no value we can use.
 #[derive(Debug, thiserror::Error)]
