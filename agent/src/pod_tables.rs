@@ -10,7 +10,7 @@ use shared::{PodIp, Vip};
 
 use crate::ruleset::TableNames;
 
-/// One of the four maps and sets that hold pods.
+/// One of the maps and sets that hold pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PodSet {
     /// `map pod_vip4 { type ipv4_addr : ipv4_addr }` of the main table.
@@ -21,10 +21,14 @@ pub enum PodSet {
     Mapped4,
     /// `set mapped6 { type ipv6_addr }` of the guard table.
     Mapped6,
+    /// `set leaving4 { type ipv4_addr; flags timeout }` of the guard table.
+    Leaving4,
+    /// `set leaving6 { type ipv6_addr; flags timeout }` of the guard table.
+    Leaving6,
 }
 
 impl PodSet {
-    /// All of them.
+    /// Those that hold what they should, or are put right. What is leaving goes by itself.
     pub const ALL: [Self; 4] = [Self::Vip4, Self::Vip6, Self::Mapped4, Self::Mapped6];
 
     /// Its name in its table.
@@ -34,6 +38,8 @@ impl PodSet {
             Self::Vip6 => "pod_vip6",
             Self::Mapped4 => "mapped4",
             Self::Mapped6 => "mapped6",
+            Self::Leaving4 => "leaving4",
+            Self::Leaving6 => "leaving6",
         }
     }
 
@@ -41,7 +47,7 @@ impl PodSet {
     pub fn table(self, names: &TableNames) -> &str {
         match self {
             Self::Vip4 | Self::Vip6 => &names.main,
-            Self::Mapped4 | Self::Mapped6 => &names.guard,
+            Self::Mapped4 | Self::Mapped6 | Self::Leaving4 | Self::Leaving6 => &names.guard,
         }
     }
 
@@ -82,7 +88,8 @@ pub struct PodChanges {
     pub unmap: Vec<PodIp>,
     /// Entries to add to the main table.
     pub map: Vec<(PodIp, Option<Vip>)>,
-    /// Entries to remove from the guard table.
+    /// Entries to remove from the guard table. For a moment they are in its sets of pods that are
+    /// leaving.
     pub unguard: Vec<PodIp>,
     /// Entries to add to the guard table.
     pub guard: Vec<PodIp>,
@@ -158,9 +165,9 @@ fn few<T: fmt::Display>(verb: &str, pods: impl ExactSizeIterator<Item = T>) -> O
 pub struct PodCounts([usize; 4]);
 
 impl PodCounts {
-    /// In one of them.
+    /// In one of them; 0 for one that is not counted.
     pub fn of(&self, set: PodSet) -> usize {
-        self.0[set as usize]
+        self.0.get(set as usize).copied().unwrap_or_default()
     }
 }
 

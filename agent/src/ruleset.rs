@@ -53,6 +53,17 @@ pub const fn mapped_set(family: Family) -> &'static str {
     }
 }
 
+/// The name of the guard's set of pods that were mapped until a moment ago.
+pub const fn leaving_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "leaving4",
+        Family::V6 => "leaving6",
+    }
+}
+
+/// How long an answer may be on its way to a pod that is not mapped any more, in seconds.
+pub const LEAVING_SECONDS: u32 = 3;
+
 /// Counters of the main table, in packets that were dropped, and why.
 pub const MAIN_COUNTERS: [(&str, &str); 6] = [
     ("vip_closed", "packets to a VIP that belong to no connection of a pod"),
@@ -178,6 +189,8 @@ pub enum DeclaredKind {
     Map,
     /// Addresses.
     Set,
+    /// Addresses that go by themselves after [`LEAVING_SECONDS`].
+    Passing,
 }
 
 impl Declared {
@@ -237,6 +250,7 @@ impl Ruleset {
         let declared = |kind, family| Declared { kind, family, size: input.capacity };
         let map = |family| (pod_map(family), declared(DeclaredKind::Map, family));
         let set = |family| (mapped_set(family), declared(DeclaredKind::Set, family));
+        let passing = |family| (leaving_set(family), declared(DeclaredKind::Passing, family));
         Self {
             main: Table {
                 counters: MAIN_COUNTERS.iter().map(|(name, _)| *name).collect(),
@@ -245,7 +259,11 @@ impl Ruleset {
             },
             guard: Table {
                 counters: GUARD_COUNTERS.iter().map(|(name, _)| *name).collect(),
-                declared: Family::ALL.map(set).into(),
+                declared: Family::ALL
+                    .map(set)
+                    .into_iter()
+                    .chain(Family::ALL.map(passing))
+                    .collect(),
                 chains: chains::guard(input),
             },
         }
@@ -271,6 +289,10 @@ impl fmt::Display for Table {
             match kind {
                 DeclaredKind::Map => write!(f, "\tmap {name} {{ type {address} : {address}; ")?,
                 DeclaredKind::Set => write!(f, "\tset {name} {{ type {address}; ")?,
+                DeclaredKind::Passing => {
+                    let timeout = format!("flags timeout; timeout {LEAVING_SECONDS}s;");
+                    write!(f, "\tset {name} {{ type {address}; {timeout} ")?;
+                }
             }
             if size != 0 {
                 write!(f, "size {size}; ")?;

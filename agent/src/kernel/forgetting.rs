@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant};
-use std::{io, mem, thread};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+use std::{io, thread};
 
 use tracing::{debug, error};
 
@@ -16,10 +16,6 @@ use crate::routing::MarkMask;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 /// Before a look that failed is tried again.
 const BEFORE_RETRY: Duration = Duration::from_secs(1);
-/// Answers that were on their way through the holder when a pod was forgotten have arrived by then.
-const ANSWERS_ARRIVE: Duration = Duration::from_secs(1);
-/// `IPS_DST_NAT`
-const TRANSLATED_DESTINATION: u32 = 1 << 5;
 
 /// Which connections of a pod to forget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +34,6 @@ struct Orders {
     sessionless: BTreeSet<IpAddr>,
     undecided: BTreeSet<IpAddr>,
     undecided_sessions: BTreeSet<IpAddr>,
-    answers: BTreeSet<IpAddr>,
 }
 
 impl Orders {
@@ -52,8 +47,8 @@ impl Orders {
     }
 
     fn is_empty(&self) -> bool {
-        let Self { sessionless, undecided, undecided_sessions, answers } = self;
-        [sessionless, undecided, undecided_sessions, answers].iter().all(|pods| pods.is_empty())
+        let Self { sessionless, undecided, undecided_sessions } = self;
+        [sessionless, undecided, undecided_sessions].iter().all(|pods| pods.is_empty())
     }
 
     fn doom(&self, entry: &Entry<'_>, marks: MarkMask) -> bool {
@@ -61,12 +56,7 @@ impl Orders {
         if entry.has_sessions() {
             return !decided && self.undecided_sessions.contains(&entry.source);
         }
-        // An answer whose connection was forgotten, taken for the begin of one from outside: the
-        // pod's packets would be its answers, and leave with the pod's own address.
-        let answer =
-            entry.status & TRANSLATED_DESTINATION == 0 && self.answers.contains(&entry.destination);
-        answer
-            || self.sessionless.contains(&entry.source)
+        self.sessionless.contains(&entry.source)
             || (!decided
                 && (self.undecided.contains(&entry.source)
                     || self.undecided_sessions.contains(&entry.source)))
@@ -74,9 +64,8 @@ impl Orders {
 
     /// The pods whose connections as such are forgotten, if that is all there is to do.
     fn only_sessionless(&self) -> Option<&BTreeSet<IpAddr>> {
-        let Self { sessionless, undecided, undecided_sessions, answers } = self;
-        let others = [undecided, undecided_sessions, answers];
-        others.iter().all(|pods| pods.is_empty()).then_some(sessionless)
+        let Self { sessionless, undecided, undecided_sessions } = self;
+        [undecided, undecided_sessions].iter().all(|pods| pods.is_empty()).then_some(sessionless)
     }
 }
 
@@ -90,7 +79,7 @@ impl Forgetting {
     /// Works in the network namespace of the calling thread.
     pub(super) fn start(conntrack: Conntrack, marks: MarkMask) -> io::Result<Self> {
         let (orders, inbox) = channel();
-        let worker = Worker { conntrack, marks, inbox, now: Orders::default(), later: Vec::new() };
+        let worker = Worker { conntrack, marks, inbox, orders: Orders::default() };
         thread::Builder::new().name("forgetting".to_owned()).spawn(move || worker.run())?;
         Ok(Self { orders })
     }
@@ -106,22 +95,22 @@ struct Worker {
     conntrack: Conntrack,
     marks: MarkMask,
     inbox: Receiver<(Which, BTreeSet<IpAddr>)>,
-    now: Orders,
-    /// Pods to whom answers may be on their way until then.
-    later: Vec<(Instant, BTreeSet<IpAddr>)>,
+    orders: Orders,
 }
 
 impl Worker {
+    /// Ends when nobody is left to give orders.
     fn run(mut self) {
-        while self.wait() {
-            let answers = self.now.sessionless.clone();
+        loop {
+            if self.orders.is_empty() {
+                let Ok(order) = self.inbox.recv() else { return };
+                self.orders.add(order);
+            }
+            self.inbox.try_iter().for_each(|order| self.orders.add(order));
             match self.look() {
                 Ok(forgotten) => {
                     debug!(forgotten, "connections forgotten");
-                    self.now = Orders::default();
-                    if !answers.is_empty() {
-                        self.later.push((Instant::now() + ANSWERS_ARRIVE, answers));
-                    }
+                    self.orders = Orders::default();
                     thread::sleep(BETWEEN_LOOKS);
                 }
                 Err(error) => {
@@ -132,40 +121,10 @@ impl Worker {
         }
     }
 
-    /// Waits until there is something to do; false when nobody is left to ask for it.
-    fn wait(&mut self) -> bool {
-        loop {
-            let now = Instant::now();
-            for (due, pods) in mem::take(&mut self.later) {
-                if due <= now {
-                    self.now.answers.extend(pods);
-                } else {
-                    self.later.push((due, pods));
-                }
-            }
-            while let Ok(order) = self.inbox.try_recv() {
-                self.now.add(order);
-            }
-            if !self.now.is_empty() {
-                return true;
-            }
-            let next = self.later.iter().map(|(due, _)| *due).min();
-            let order = match next {
-                Some(due) => self.inbox.recv_timeout(due.saturating_duration_since(now)),
-                None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match order {
-                Ok(order) => self.now.add(order),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return false,
-            }
-        }
-    }
-
     fn look(&mut self) -> Result<usize, ConntrackError> {
-        match self.now.only_sessionless() {
+        match self.orders.only_sessionless() {
             Some(pods) => self.conntrack.forget(pods),
-            None => self.conntrack.delete_where(|entry| self.now.doom(entry, self.marks)),
+            None => self.conntrack.delete_where(|entry| self.orders.doom(entry, self.marks)),
         }
     }
 }

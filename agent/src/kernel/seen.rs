@@ -13,6 +13,7 @@ const NF_INET_POST_ROUTING: u32 = 4;
 const NF_ACCEPT: u32 = 1;
 const NFT_TABLE_F_DORMANT: u32 = 1;
 const NFT_SET_MAP: u32 = 8;
+const NFT_SET_TIMEOUT: u32 = 16;
 
 pub(super) fn table(seen: Table) -> SeenTable {
     let Table { flags, handle, chains, sets, counters } = seen;
@@ -66,6 +67,7 @@ fn declared(set: &Set) -> Option<Declared> {
     };
     let kind = match (flags, data_len) {
         (0, 0) => DeclaredKind::Set,
+        (NFT_SET_TIMEOUT, 0) => DeclaredKind::Passing,
         (NFT_SET_MAP, len) if len == key_len => DeclaredKind::Map,
         _ => return None,
     };

@@ -12,7 +12,7 @@ use super::parts::{
     looked_up, map, masked, meta_mark, network, nexthop, nfproto, number, quoted, saddr, set,
     snat_to, state_in, status_bit, tcp_syn_and_ack, word, write, write_bits,
 };
-use super::{Chain, Hook, HookKind, HookPoint, Input, Rule, mapped_set, pod_map};
+use super::{Chain, Hook, HookKind, HookPoint, Input, Rule, leaving_set, mapped_set, pod_map};
 use crate::routing::Family;
 
 /// After connection tracking (-200), before anybody's DNAT (-100).
@@ -377,6 +377,8 @@ pub(super) fn guard(input: &Input) -> BTreeMap<String, Chain> {
     for view in &views {
         let name = suffixed(view.family, "undecided4", "undecided6");
         chains.insert(name.to_owned(), plain(undecided(view)));
+        let name = suffixed(view.family, "to_pod4", "to_pod6");
+        chains.insert(name.to_owned(), plain(to_pod(view)));
     }
     chains
 }
@@ -409,6 +411,7 @@ fn undecided(view: &View) -> Vec<Rule> {
     let family = view.family;
     let mapped = || declared(mapped_set(family));
     let counted = || count("undecided");
+    let to_pod = suffixed(family, "to_pod4", "to_pod6");
     vec![
         Rule::new(
             "a mapped pod's",
@@ -431,10 +434,20 @@ fn undecided(view: &View) -> Vec<Rule> {
         ),
         // Neighbour discovery is never tracked. What is not begins no connection.
         Rule::new("begins nothing", [state_in(&["invalid", "untracked"]), accept()]),
-        // From outside to a mapped pod: only what begins a connection may. Anything else is an
-        // answer whose connection was flushed; were it tracked as a new one, the pod's packets
-        // would be its answers, and leave as they are.
-        Rule::new("not to a mapped pod", [is_not(daddr(family), mapped()), accept()]),
+        Rule::new("to a mapped pod", [is(daddr(family), mapped()), goto(to_pod)]),
+        Rule::new(
+            "to one that was",
+            [is(daddr(family), declared(leaving_set(family))), goto(to_pod)],
+        ),
+    ]
+}
+
+/// From outside to a pod that is mapped or was until a moment ago: only what begins a connection
+/// may. Anything else is an answer whose connection was forgotten; were it tracked as a new one,
+/// the pod's packets would be its answers, and leave as they are.
+fn to_pod(view: &View) -> Vec<Rule> {
+    let family = view.family;
+    vec![
         Rule::new("from inside", [view.inside(ct_original_saddr(family)), accept()]),
         Rule::new("through a Service", [is_not_zero(status_bit("dnat")), accept()]),
         Rule::new("opens a connection", [is(tcp_syn_and_ack(), word("syn")), accept()]),

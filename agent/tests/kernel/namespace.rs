@@ -61,5 +61,7 @@ table inet egress {
 table inet egress-guard {
   set mapped4 { type ipv4_addr; }
   set mapped6 { type ipv6_addr; }
+  set leaving4 { type ipv4_addr; flags timeout; timeout 3s; }
+  set leaving6 { type ipv6_addr; flags timeout; timeout 3s; }
 }
 ";

@@ -42,6 +42,8 @@ impl<'a> Batch<'a> {
         batch.put(Action::Add, PodSet::Vip6, map.iter().filter(|(pod, _)| !pod.is_ipv4()), pod_vip);
         batch.put(Action::Add, PodSet::Mapped4, v4(guard), pod);
         batch.put(Action::Add, PodSet::Mapped6, v6(guard), pod);
+        batch.put(Action::Add, PodSet::Leaving4, v4(unguard), pod);
+        batch.put(Action::Add, PodSet::Leaving6, v6(unguard), pod);
         batch
     }
 

@@ -3,13 +3,15 @@
 use nftables::batch::Batch;
 use nftables::schema::{
     Chain as NfChain, Counter, FlushObject, Map, NfCmd, NfListObject, Nftables, Rule as NfRule,
-    Set, SetType, SetTypeValue, Table as NfTable,
+    Set, SetFlag, SetType, SetTypeValue, Table as NfTable,
 };
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use crate::plan::{TableChange, TablesChange};
 use crate::routing::Family;
-use crate::ruleset::{Chain, Declared, DeclaredKind, HookKind, HookPoint, TableNames};
+use crate::ruleset::{
+    Chain, Declared, DeclaredKind, HookKind, HookPoint, LEAVING_SECONDS, TableNames,
+};
 
 const FAMILY: NfFamily = NfFamily::INet;
 
@@ -146,6 +148,12 @@ fn declaration(table: &str, name: &str, declared: Declared) -> NfListObject<'sta
     let size = (size != 0).then_some(size);
     match kind {
         DeclaredKind::Set => NfListObject::Set(Box::new(Set { size, ..set(table, name, family) })),
+        DeclaredKind::Passing => NfListObject::Set(Box::new(Set {
+            size,
+            flags: Some([SetFlag::Timeout].into_iter().collect()),
+            timeout: Some(LEAVING_SECONDS),
+            ..set(table, name, family)
+        })),
         DeclaredKind::Map => NfListObject::Map(Box::new(Map {
             family: FAMILY,
             table: table.to_owned().into(),
