@@ -112,7 +112,7 @@ fn wrong_flags_are_named_with_what_would_be_right() -> Result<()> {
     let lab = small_lab()?;
     let mappings = MappingsDir::of(&lab)?;
     let directory = text(mappings.path())?;
-    let cases: [(&[&str], i32, &[&str]); 24] = [
+    let cases: [(&[&str], i32, &[&str]); 25] = [
         (&[], USAGE, &["--mappings-dir", "--help"]),
         (&["--bogus"], WRONG_FLAG, &["--bogus"]),
         (&["stray"], WRONG_FLAG, &["stray"]),
