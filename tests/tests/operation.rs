@@ -163,7 +163,7 @@ const DAMAGES: [Damage; 15] = [
         "",
         &["chain classify of table egress"],
     ),
-    ("nft add chain inet egress x { type filter hook output priority 0 ; }", "", &["chain x"]),
+    ("nft add chain inet egress x { type filter hook input priority 0 ; }", "", &["chain x"]),
     ("ip rule del pref 1065", "", &["192.168.122.223 (route id 65)", "no policy rule"]),
     (
         "ip route del unreachable default table 10064 metric 4278198272",
