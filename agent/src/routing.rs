@@ -110,10 +110,11 @@ impl fmt::Display for PolicyRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { family: _, priority, mark, mask, action } = self;
         write!(f, "{priority}: from all")?;
+        // as C does: no prefix on a zero
         match (mark, mask) {
             (0, 0) => {}
-            (0, mask) => write!(f, " fwmark 0/{mask:#x}")?,
-            (mark, mask) => write!(f, " fwmark {mark:#x}/{mask:#x}")?,
+            (0, _) => write!(f, " fwmark 0/{mask:#x}")?,
+            _ => write!(f, " fwmark {mark:#x}/{mask:#x}")?,
         }
         match action {
             Action::Lookup(table) => write!(f, " lookup {table}"),

@@ -145,14 +145,14 @@ fn our_rule(family: Family, priority: u32, message: &RuleMessage) -> Option<Poli
         RuleAction::Nop => Action::Nop,
         _ => return None,
     };
-    let (mark, mask) = match (action, mark, under) {
-        (Action::Nop, None, None) => (0, 0),
+    match (action, mark, under) {
+        (Action::Nop, None, None) => (mark, under) = (Some(0), Some(0)),
         // the kernel leaves a mark of 0 unsaid
-        (Action::Goto(_), mark, Some(mask)) => (mark.unwrap_or(0), mask),
-        (Action::Lookup(_), Some(mark), Some(mask)) => (mark, mask),
+        (Action::Goto(_), None, Some(_)) => mark = Some(0),
+        (Action::Lookup(_) | Action::Goto(_), Some(_), Some(_)) => {}
         _ => return None,
-    };
-    Some(PolicyRule { family, priority, mark, mask, action })
+    }
+    Some(PolicyRule { family, priority, mark: mark?, mask: under?, action })
 }
 
 /// The priority of a rule; the kernel leaves 0 unsaid.
