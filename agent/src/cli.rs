@@ -84,7 +84,7 @@ pub struct Kernel {
     #[arg(long, value_name = "MASK", default_value_t = MarkMask::default(),
           allow_negative_numbers = true)]
     pub mark_mask: MarkMask,
-    /// Priorities of policy rules are this number plus the route id.
+    /// Priorities of policy rules are this number plus the route id, from 0 to 253.
     #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_RULE_BASE, value_parser = number,
           allow_negative_numbers = true)]
     pub rule_base: u32,

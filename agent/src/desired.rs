@@ -57,7 +57,7 @@ impl fmt::Display for Note {
 /// The whole of what the kernel should hold.
 #[derive(Clone, Debug)]
 pub struct Desired<'a> {
-    /// One for every VIP.
+    /// One for every VIP, and those that spare packets most of them.
     pub rules: BTreeSet<PolicyRule>,
     /// For every VIP the backstop, and the way to the holder where there is one.
     pub routes: BTreeSet<Route>,
@@ -154,6 +154,10 @@ pub fn desired<'a>(
                 desired.loose.insert(device.name.clone());
             }
         }
+    }
+    for family in Family::ALL {
+        let of_family = mappings.vips().iter().filter(|(vip, _)| Family::of(vip.addr()) == family);
+        desired.rules.extend(ownership.shortcuts(family, of_family.map(|(_, id)| *id)));
     }
     if !desired.loose.is_empty() {
         desired.loose.extend(facts.overlays(mappings.networks().pod_subnets()));

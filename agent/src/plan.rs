@@ -10,6 +10,9 @@
 //! 3. neighbours that are taken for holders, and connections that are bound to what is no longer so;
 //! 4. rules, then routes, that nothing is marked for any more.
 //!
+//! Shortcuts past rules go first and come last, when nothing is marked by a mask of before: what
+//! they go past is then for nobody they are for.
+//!
 //! Each step leaves every mapped pod with its old VIP, its new VIP, or nothing at all. If a step
 //! fails, what takes away has to wait: see [`Step::waits_for`].
 
@@ -28,7 +31,7 @@ pub use self::tables::{TableChange, TablesChange};
 use crate::desired::{Desired, Place};
 use crate::kernel_state::{LoadedDigests, Observed};
 use crate::pod_tables::PodChanges;
-use crate::routing::{Device, MarkMask, PolicyRule, Route, RouteKind, Stray};
+use crate::routing::{Device, MarkMask, ObjectKind, PolicyRule, Route, RouteKind, Stray};
 
 /// One change to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +85,10 @@ impl Step {
     /// done: what it takes away may be all that there is. `observed` is what the plan was made for.
     pub fn waits_for(&self, failed: &Self, observed: &Observed) -> bool {
         match self {
+            // Without a shortcut more rules are asked, and the same one answers.
+            Self::DeleteRule(rule) if rule.is_shortcut() => false,
+            // What still marks packets may do so by another mask.
+            Self::AddRule(rule) if rule.is_shortcut() => matches!(failed, Self::ChangeTables(_)),
             Self::DeleteRule(_) | Self::DeleteRoute(_) | Self::DeleteStray(_) => true,
             // A table that works is emptied only while the other is complete.
             Self::ChangeTables(change) => {
@@ -147,13 +154,28 @@ pub fn plan(
     let Desired { rules, routes, later, ruleset: _, pods, loose, places } = desired;
     let routing = &observed.routing;
 
+    // Whoever has put a rule between ours wants it asked, also for packets that are not ours.
+    let hides = |rule: &PolicyRule| {
+        routing.foreign.iter().any(|other| {
+            (other.kind, other.family) == (ObjectKind::Rule, rule.family)
+                && other.overrides_ours
+                && rule.skips(other.place)
+        })
+    };
+    let rules: BTreeSet<_> = rules.iter().filter(|rule| !hides(rule)).copied().collect();
+    let (new_shortcuts, new_rules): (Vec<_>, Vec<_>) =
+        rules.difference(&routing.rules).copied().partition(PolicyRule::is_shortcut);
+    let (old_shortcuts, old_rules): (Vec<_>, Vec<_>) =
+        routing.rules.difference(&rules).copied().partition(PolicyRule::is_shortcut);
+
     let mut steps: Vec<Step> = Vec::new();
+    steps.extend(old_shortcuts.into_iter().map(Step::DeleteRule));
     steps.extend(loose.intersection(&observed.strict).cloned().map(Step::Loosen));
     // The backstop first: a table that is looked up is never empty.
     let (backstops, ways): (Vec<_>, Vec<_>) =
         routes.difference(&routing.routes).cloned().partition(Route::is_unreachable);
     steps.extend(backstops.into_iter().chain(ways).map(Step::AddRoute));
-    steps.extend(rules.difference(&routing.rules).copied().map(Step::AddRule));
+    steps.extend(new_rules.into_iter().map(Step::AddRule));
 
     let (table_steps, touched) = tables::steps(desired, observed, touched, loaded);
     steps.extend(table_steps);
@@ -181,8 +203,7 @@ pub fn plan(
         steps.push(Step::Rebind { wrong, places: places.clone() });
     }
 
-    let unwanted_rules = routing.rules.difference(rules);
-    steps.extend(unwanted_rules.copied().map(Step::DeleteRule));
+    steps.extend(old_rules.into_iter().map(Step::DeleteRule));
     let replaced = |route: &Route| {
         // Adding the way to a holder has replaced the one over another interface.
         matches!(route.kind, RouteKind::ViaHolder { .. })
@@ -198,6 +219,7 @@ pub fn plan(
     let (backstops, ways): (Vec<_>, Vec<_>) = unwanted_routes.partition(Route::is_unreachable);
     steps.extend(ways.into_iter().chain(backstops).map(Step::DeleteRoute));
     steps.extend(routing.strays.iter().cloned().map(Step::DeleteStray));
+    steps.extend(new_shortcuts.into_iter().map(Step::AddRule));
     steps
 }
 

@@ -122,7 +122,7 @@ pub fn report(
                     .routing
                     .rules
                     .iter()
-                    .filter(|rule| of_table(rule.table) && rule.family == family)
+                    .filter(|rule| rule.table().is_some_and(of_table) && rule.family == family)
                     .map(ToString::to_string)
                     .collect(),
                 routes: observed
@@ -307,7 +307,13 @@ fn of_no_vip(
     }
     let of_vips: BTreeSet<_> =
         ids.iter().map(|(vip, id)| ownership.rule(Family::of(vip.addr()), *id)).collect();
-    let tables: BTreeSet<_> = of_vips.iter().map(|rule| (rule.family, rule.table)).collect();
+    let tables: BTreeSet<_> =
+        of_vips.iter().filter_map(|rule| Some((rule.family, rule.table()?))).collect();
+    let shortcuts = Family::ALL.map(|family| {
+        let of_family = ids.iter().filter(|(vip, _)| Family::of(vip.addr()) == family);
+        ownership.shortcuts(family, of_family.map(|(_, id)| *id))
+    });
+    let of_vips: BTreeSet<_> = of_vips.into_iter().chain(shortcuts.into_iter().flatten()).collect();
     let rules = observed.routing.rules.difference(&of_vips).map(ToString::to_string);
     let routes = observed
         .routing

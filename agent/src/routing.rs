@@ -4,7 +4,9 @@
 //! which leads to the VIP's holder or, when it cannot, nowhere:
 //!
 //! ```text
+//! 1000: from all fwmark 0/0x1000 goto 1253
 //! 1064: from all fwmark 0x1040/0x10ff lookup 10064
+//! 1253: from all nop
 //! default via 192.168.122.222 dev eth0 table 10064 onlink
 //! unreachable default table 10064 metric 4278198272
 //! ```
@@ -57,7 +59,7 @@ impl fmt::Display for Device {
     }
 }
 
-/// A policy rule: packets whose mark, under the mask, is `mark` are looked up in `table`.
+/// A policy rule, for packets whose mark, under the mask, is `mark`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyRule {
     pub family: Family,
@@ -65,14 +67,60 @@ pub struct PolicyRule {
     pub priority: u32,
     pub mark: u32,
     pub mask: u32,
-    pub table: u32,
+    pub action: Action,
+}
+
+/// What a [`PolicyRule`] does with the packets it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Action {
+    /// Look them up in this table.
+    Lookup(u32),
+    /// Ask the rules from this priority on, and none between. Without a rule of just this
+    /// priority it does nothing.
+    Goto(u32),
+    /// Nothing: somewhere to go to.
+    Nop,
+}
+
+impl PolicyRule {
+    /// The table that packets are looked up in.
+    pub const fn table(&self) -> Option<u32> {
+        match self.action {
+            Action::Lookup(table) => Some(table),
+            Action::Goto(_) | Action::Nop => None,
+        }
+    }
+
+    /// Whether it only spares packets rules that are not for them.
+    pub const fn is_shortcut(&self) -> bool {
+        matches!(self.action, Action::Goto(_))
+    }
+
+    /// Whether packets go past rules of this priority without asking them.
+    pub fn skips(&self, priority: u32) -> bool {
+        match self.action {
+            Action::Goto(target) => (self.priority..target).contains(&priority),
+            Action::Lookup(_) | Action::Nop => false,
+        }
+    }
 }
 
 /// As `ip rule` prints it, less our protocol number.
 impl fmt::Display for PolicyRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { family: _, priority, mark, mask, table } = self;
-        write!(f, "{priority}: from all fwmark {mark:#x}/{mask:#x} lookup {table}")
+        let Self { family: _, priority, mark, mask, action } = self;
+        write!(f, "{priority}: from all")?;
+        // as C does: no prefix on a zero
+        match (mark, mask) {
+            (0, 0) => {}
+            (0, _) => write!(f, " fwmark 0/{mask:#x}")?,
+            _ => write!(f, " fwmark {mark:#x}/{mask:#x}")?,
+        }
+        match action {
+            Action::Lookup(table) => write!(f, " lookup {table}"),
+            Action::Goto(target) => write!(f, " goto {target}"),
+            Action::Nop => f.write_str(" nop"),
+        }
     }
 }
 

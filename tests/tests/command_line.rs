@@ -112,7 +112,7 @@ fn wrong_flags_are_named_with_what_would_be_right() -> Result<()> {
     let lab = small_lab()?;
     let mappings = MappingsDir::of(&lab)?;
     let directory = text(mappings.path())?;
-    let cases: [(&[&str], i32, &[&str]); 24] = [
+    let cases: [(&[&str], i32, &[&str]); 25] = [
         (&[], USAGE, &["--mappings-dir", "--help"]),
         (&["--bogus"], WRONG_FLAG, &["--bogus"]),
         (&["stray"], WRONG_FLAG, &["stray"]),
@@ -122,8 +122,9 @@ fn wrong_flags_are_named_with_what_would_be_right() -> Result<()> {
         (&["--mark-mask", "0xff"], WRONG_FLAG, &["--mark-mask", "0xff", "nine bits", "0x000010ff"]),
         (&["--mark-mask", "-1"], WRONG_FLAG, &["--mark-mask", "nine bits"]),
         (&["--mark-mask", ""], WRONG_FLAG, &["--mark-mask"]),
-        (&["--rule-base", "40000"], USAGE, &["--rule-base", "40000", "0 to 32513"]),
-        (&["--rule-base", "32514"], USAGE, &["--rule-base", "0 to 32513"]),
+        (&["--rule-base", "40000"], USAGE, &["--rule-base", "40000", "1 to 32512"]),
+        (&["--rule-base", "32513"], USAGE, &["--rule-base", "1 to 32512"]),
+        (&["--rule-base", "0"], USAGE, &["--rule-base", "1 to 32512"]),
         (&["--rule-base", "-1"], WRONG_FLAG, &["--rule-base", "whole number from 0"]),
         (&["--rule-base", "abc"], WRONG_FLAG, &["--rule-base", "whole number from 0"]),
         (&["--table-base", "5"], USAGE, &["--table-base", "255 to 4294967042"]),

@@ -374,7 +374,7 @@ fn every_route_id_at_once_disturbs_nobody() -> Result<()> {
     for node in 1..=3 {
         eventually(SOON, || {
             cluster.kernel(node, false).is_ok_and(|kernel| {
-                kernel.rules.lines().filter(|line| line.contains("fwmark 0x10")).count() == 252
+                kernel.rules.lines().filter(|line| line.contains("lookup 10")).count() == 252
             })
         });
     }
@@ -387,7 +387,7 @@ fn every_route_id_at_once_disturbs_nobody() -> Result<()> {
     for node in 1..=3 {
         eventually(SOON, || {
             cluster.kernel(node, false).is_ok_and(|kernel| {
-                kernel.rules.lines().filter(|line| line.contains("fwmark 0x10")).count() == 2
+                kernel.rules.lines().filter(|line| line.contains("lookup 10")).count() == 2
             })
         });
     }

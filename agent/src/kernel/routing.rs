@@ -109,7 +109,13 @@ impl Routing {
             .iter()
             .filter_map(route_of)
             .map(wire::table_of)
-            .chain(observed.rules.iter().filter(|rule| rule.family == family).map(|r| r.table))
+            .chain(
+                observed
+                    .rules
+                    .iter()
+                    .filter(|rule| rule.family == family)
+                    .filter_map(PolicyRule::table),
+            )
             .filter(|table| self.owned.tables().contains(table))
             .collect();
         for table in tables {

@@ -4,6 +4,7 @@
 mod damage;
 mod kernel;
 mod packet;
+mod shortcuts;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +20,7 @@ use self::kernel::{Fate, Kernel};
 use self::packet::Connection;
 use self::world::{IN_CLUSTER, World, every_pod, in_pod_subnet, worlds};
 use super::{Step, plan};
-use crate::routing::{Family, PolicyRule, Route};
+use crate::routing::{Action, Family, PolicyRule, Route};
 
 const LOCAL: &str = "veth";
 const UPLINK: &str = "eth0";
@@ -316,9 +317,15 @@ proptest! {
         let kernel = in_between(&old, &new, &damage);
         let ours = new.settings.ownership;
         let ours_rule = |rule: &PolicyRule| {
+            let whole = (rule.mask, rule.mark & !rule.mask) == (ours.marks().mask(), 0);
             ours.priorities().contains(&rule.priority)
-                && ours.tables().contains(&rule.table)
-                && (rule.mask, rule.mark & !rule.mask) == (ours.marks().mask(), 0)
+                && match rule.action {
+                    Action::Lookup(table) => ours.tables().contains(&table) && whole,
+                    Action::Goto(target) => {
+                        ours.priorities().contains(&target) && rule.mask & !ours.marks().mask() == 0
+                    }
+                    Action::Nop => true,
+                }
         };
         let pods: BTreeSet<PodIp> =
             new.mappings.pods().keys().chain(kernel.pods.vips.keys()).copied().collect();
@@ -364,7 +371,7 @@ proptest! {
         let mut kernel = in_between(&old, &new, &damage);
         for step in planned(&kernel, &new) {
             let fresh_rule = match &step {
-                Step::AddRule(rule) => Some((rule.family, rule.table)),
+                Step::AddRule(rule) => rule.table().map(|table| (rule.family, table)),
                 Step::AddRoute(route) if !route.is_unreachable() => {
                     Some((route.family, route.table))
                 }
@@ -379,7 +386,8 @@ proptest! {
             }
             if let Step::DeleteRoute(route) = &step {
                 let rule = kernel.rules.iter().find(|rule| {
-                    route.is_unreachable() && (rule.family, rule.table) == (route.family, route.table)
+                    route.is_unreachable()
+                        && (rule.family, rule.table()) == (route.family, Some(route.table))
                 });
                 prop_assert_eq!(rule, None, "{} while it is looked up", step);
             }

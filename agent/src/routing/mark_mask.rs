@@ -30,6 +30,11 @@ impl MarkMask {
         (0xff << self.id_shift) | self.away
     }
 
+    /// "Away", and of the id these bits.
+    pub const fn away_group(self, bits: u8) -> u32 {
+        ((bits as u32) << self.id_shift) | self.away
+    }
+
     /// The bit that tells [`away`](Self::away) from [`here`](Self::here).
     pub const fn away_bit(self) -> u32 {
         self.away

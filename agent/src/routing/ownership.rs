@@ -1,10 +1,11 @@
 //! Which rules and routes are ours.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use shared::{RouteId, Vip};
 
-use super::{Device, Family, MarkMask, PolicyRule, Route, RouteKind};
+use super::{Action, Device, Family, MarkMask, PolicyRule, Route, RouteKind};
 
 /// The numbers by which we know our own. A rule or route is ours when it carries our protocol
 /// number **and** its priority or table is in our range; nothing else is seen or deleted.
@@ -19,12 +20,16 @@ pub struct Ownership {
 /// The rtnetlink protocol number that is ours by default. Free in `/etc/iproute2/rt_protos`, and
 /// clear of Calico (80), OVN (84) and keepalived (18).
 pub const DEFAULT_PROTOCOL: u8 = 69;
-/// Rule priority = this + route id.
+/// Rule priority = this + route id. This itself and the one after the highest are for
+/// [shortcuts](Ownership::shortcuts).
 pub const DEFAULT_RULE_BASE: u32 = 1_000;
 /// Table = this + route id.
 pub const DEFAULT_TABLE_BASE: u32 = 10_000;
 
-/// The kernel's own rules for `main` and `default`.
+/// The bits of a route id by which [shortcuts](Ownership::shortcuts) tell groups of 16.
+const GROUP: u8 = 0xf0;
+
+/// The kernel's own rules for `main` and `default`; that for `local` has priority 0.
 const KERNEL_PRIORITY: u32 = 32_766;
 
 /// The numbers would make us take the kernel's or another program's rules and routes for ours.
@@ -36,8 +41,8 @@ pub enum InvalidOwnership {
     )]
     Protocol(u8),
     #[error(
-        "cannot use rule priorities from {0} on, for some would come after the kernel's rule for \
-         table main (32766); give --rule-base a number from 0 to 32513"
+        "cannot use rule priorities from {0} on, for some are those of the kernel's rules (0 and \
+         from 32766 on); give --rule-base a number from 1 to 32512"
     )]
     RuleBase(u32),
     #[error(
@@ -60,7 +65,9 @@ impl Ownership {
         if matches!(protocol, 0..=18 | 42 | 80 | 84 | 99 | 186..=189 | 192) {
             return Err(InvalidOwnership::Protocol(protocol));
         }
-        if rule_base.checked_add(last).is_none_or(|highest| highest >= KERNEL_PRIORITY) {
+        if rule_base == 0
+            || rule_base.checked_add(last + 1).is_none_or(|highest| highest >= KERNEL_PRIORITY)
+        {
             return Err(InvalidOwnership::RuleBase(rule_base));
         }
         // 253-255 are the kernel's
@@ -82,7 +89,12 @@ impl Ownership {
 
     /// The priorities of our rules.
     pub fn priorities(&self) -> RangeInclusive<u32> {
-        self.priority(RouteId::MIN)..=self.priority(RouteId::MAX)
+        self.rule_base..=self.behind_all()
+    }
+
+    /// The priority behind the rules of all VIPs.
+    pub fn behind_all(&self) -> u32 {
+        self.priority(RouteId::MAX) + 1
     }
 
     /// The tables of our routes.
@@ -107,8 +119,40 @@ impl Ownership {
             priority: self.priority(id),
             mark: self.marks.away(id),
             mask: self.marks.mask(),
-            table: self.table(id),
+            action: Action::Lookup(self.table(id)),
         }
+    }
+
+    /// What spares packets most of the rules of VIPs: a node has one for each, and the kernel goes
+    /// through them one by one. Packets that are not marked "away" go past all of them; those that
+    /// are go to the rules of ids that begin as theirs does. Empty without `ids`, which are those
+    /// of the family's VIPs.
+    ///
+    /// None can hide a packet's own rule, whichever of them are there: the first is not for packets
+    /// that any rule of a VIP is for, and the others go past lower ids only.
+    pub fn shortcuts(
+        &self,
+        family: Family,
+        ids: impl IntoIterator<Item = RouteId>,
+    ) -> BTreeSet<PolicyRule> {
+        let groups: BTreeSet<u8> = ids.into_iter().map(|id| id.number() & GROUP).collect();
+        let rule =
+            |priority, mark, mask, action| PolicyRule { family, priority, mark, mask, action };
+        let way = |mark, mask, target| {
+            [
+                rule(self.rule_base, mark, mask, Action::Goto(target)),
+                rule(target, 0, 0, Action::Nop),
+            ]
+        };
+        let away = self.marks.away_bit();
+        let past_all =
+            (!groups.is_empty()).then(|| way(0, away, self.behind_all())).into_iter().flatten();
+        // the lowest group follows at once
+        let to_groups = groups.iter().skip(1).filter_map(|group| {
+            let id = RouteId::try_from(u32::from(*group)).ok()?;
+            Some(way(self.marks.away(id), self.marks.away_group(GROUP), self.priority(id)))
+        });
+        past_all.chain(to_groups.flatten()).collect()
     }
 
     /// The VIP's table leads to its holder.
@@ -163,6 +207,38 @@ mod tests {
         );
     }
 
+    #[rstest]
+    #[case(&[], &[])]
+    #[case(&[64, 65, 79], &["1000: from all fwmark 0/0x1000 goto 1253", "1253: from all nop"])]
+    #[case(
+        &[3, 64, 65, 252],
+        &[
+            "1000: from all fwmark 0/0x1000 goto 1253",
+            "1000: from all fwmark 0x1040/0x10f0 goto 1064",
+            "1000: from all fwmark 0x10f0/0x10f0 goto 1240",
+            "1064: from all nop",
+            "1240: from all nop",
+            "1253: from all nop",
+        ],
+    )]
+    fn shortcuts_are_few(#[case] ids: &[u32], #[case] want: &[&str]) {
+        let ids = ids.iter().map(|id| RouteId::try_from(*id).unwrap());
+        let got = Ownership::default().shortcuts(Family::V4, ids);
+        assert_eq!(got.iter().map(ToString::to_string).collect::<Vec<_>>(), want);
+    }
+
+    #[test]
+    fn no_shortcut_goes_past_the_rule_of_a_packet() {
+        let owned = Ownership::default();
+        let rules: Vec<_> = owned.shortcuts(Family::V6, RouteId::all()).into_iter().collect();
+        for id in RouteId::all() {
+            for rule in &rules {
+                let matches = owned.marks().away(id) & rule.mask == rule.mark;
+                assert!(!(matches && rule.skips(owned.priority(id))), "{id} {rule}");
+            }
+        }
+    }
+
     #[test]
     fn the_defaults_are_valid() {
         let again = Ownership::new(
@@ -177,9 +253,10 @@ mod tests {
     #[rstest]
     #[case(2, 1000, 10_000, Err(InvalidOwnership::Protocol(2)))]
     #[case(186, 1000, 10_000, Err(InvalidOwnership::Protocol(186)))]
-    #[case(69, 0, 255, Ok(()))]
-    #[case(69, 32_513, 10_000, Ok(()))]
-    #[case(69, 32_514, 10_000, Err(InvalidOwnership::RuleBase(32_514)))]
+    #[case(69, 1, 255, Ok(()))]
+    #[case(69, 0, 255, Err(InvalidOwnership::RuleBase(0)))]
+    #[case(69, 32_512, 10_000, Ok(()))]
+    #[case(69, 32_513, 10_000, Err(InvalidOwnership::RuleBase(32_513)))]
     #[case(69, u32::MAX, 10_000, Err(InvalidOwnership::RuleBase(u32::MAX)))]
     #[case(69, 1000, 254, Err(InvalidOwnership::TableBase(254)))]
     #[case(69, 1000, u32::MAX - 253, Ok(()))]

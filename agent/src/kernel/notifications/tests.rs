@@ -150,7 +150,7 @@ fn rules_and_routes_are_heard_only_when_they_can_concern_us() {
         assert_eq!(first, [Notice::Routed { device }]);
         let quiet = [
             "ip rule add pref 999 fwmark 1 lookup 9",
-            "ip -6 rule add pref 1253 fwmark 1 lookup 9",
+            "ip -6 rule add pref 1254 fwmark 1 lookup 9",
             "ip route add 10.244.1.7 dev left",
             "ip route add 10.244.4.0/24 via 192.0.2.1; ip route del 10.244.4.0/24",
             "ip route add 10.244.2.0/24 dev left table 77",

@@ -5,7 +5,7 @@ use shared::{RouteId, Vip};
 
 use super::*;
 use crate::kernel::scratch_netns::{in_scratch_netns, json, run};
-use crate::routing::Device;
+use crate::routing::{Device, RouteKind};
 
 fn id(number: u32) -> RouteId {
     RouteId::try_from(number).unwrap()
@@ -103,6 +103,84 @@ fn rules_and_routes_are_those_that_ip_lists() {
 }
 
 #[test]
+fn shortcuts_are_those_that_ip_lists_and_do_not_need_their_targets() {
+    in_scratch_netns(|| async {
+        let routing = routing();
+        let (owned, ids) = (Ownership::default(), [id(1), id(64), id(200)]);
+        let rules: BTreeSet<PolicyRule> =
+            Family::ALL.into_iter().flat_map(|family| owned.shortcuts(family, ids)).collect();
+        assert!(routing.add_rules(&rules).await.is_empty());
+        for (family, ip) in Family::ALL.into_iter().zip(["-4", "-6"]) {
+            let listed = run(&format!("ip -N {ip} rule show | grep 'proto 69'"));
+            let listed: Vec<String> =
+                listed.lines().map(|l| l.replace('\t', " ").trim_end().to_owned()).collect();
+            let want: Vec<String> = rules
+                .iter()
+                .filter(|rule| rule.family == family)
+                .map(|rule| format!("{rule} proto 69"))
+                .collect();
+            assert_eq!(listed, want, "{ip}");
+            assert_eq!(listed[0], "1000: from all fwmark 0/0x1000 goto 1253 proto 69");
+        }
+        // once more changes nothing
+        assert!(routing.add_rules(&rules).await.is_empty());
+        let wanted = ObservedRouting { rules: rules.clone(), ..ObservedRouting::default() };
+        assert_eq!(routing.observe().await.unwrap(), wanted);
+
+        let (ways, targets): (BTreeSet<_>, BTreeSet<_>) =
+            rules.iter().copied().partition(PolicyRule::is_shortcut);
+        for target in &targets {
+            routing.del_rule(target).await.unwrap();
+        }
+        assert!(run("ip rule").contains("goto 1253 [unresolved]"));
+        let seen = routing.observe().await.unwrap();
+        assert_eq!(seen.rules, ways);
+        assert!(seen.strays.is_empty(), "{:?}", seen.strays);
+        assert!(routing.add_rules(&targets).await.is_empty());
+        assert!(!run("ip rule; ip -6 rule").contains("unresolved"));
+
+        for rule in &rules {
+            routing.del_rule(rule).await.unwrap();
+        }
+        assert_eq!(routing.observe().await.unwrap(), ObservedRouting::default());
+    });
+}
+
+#[test]
+fn packets_reach_their_own_table_past_all_others() {
+    in_scratch_netns(|| async {
+        let device = uplink();
+        run("ip route add default via 192.0.2.1 dev left");
+        let routing = routing();
+        let owned = Ownership::default();
+        let ids: Vec<_> = RouteId::all().collect();
+        let rules: BTreeSet<PolicyRule> = ids
+            .iter()
+            .map(|id| owned.rule(Family::V4, *id))
+            .chain(owned.shortcuts(Family::V4, ids.iter().copied()))
+            .collect();
+        assert!(routing.add_rules(&rules).await.is_empty());
+        let routes: Vec<Route> = ids
+            .iter()
+            .map(|id| {
+                let holder =
+                    format!("192.0.2.{}", if id.number() == 10 { 253 } else { id.number() });
+                owned.route_to_holder(vip(&holder), *id, device.clone())
+            })
+            .collect();
+        assert!(routing.add_routes(&routes).await.is_empty());
+        let way = |mark: u32| run(&format!("ip route get 198.51.100.1 mark {mark:#x}"));
+        for (id, route) in ids.iter().zip(&routes) {
+            let RouteKind::ViaHolder { vip, .. } = route.kind else { panic!("{route}") };
+            let away = way(owned.marks().away(*id) | 0x4000);
+            assert!(away.contains(&format!("via {vip} dev left table")), "{away}");
+            let here = way(owned.marks().here(*id) | 0x4000);
+            assert!(here.contains("via 192.0.2.1 dev left"), "{here}");
+        }
+    });
+}
+
+#[test]
 fn another_uplink_takes_the_place_of_the_first_without_a_gap() {
     in_scratch_netns(|| async {
         let left = uplink();
@@ -187,7 +265,7 @@ fn what_is_ours_but_of_another_form_is_deleted_and_nothing_else() {
         let out_of_range = [
             "ip route add 203.0.113.0/24 via 192.0.2.1 dev left table 77 proto 69",
             "ip rule add pref 77 fwmark 7 lookup 9 proto 69",
-            "ip -6 rule add pref 1253 fwmark 7 lookup 9 proto 69",
+            "ip -6 rule add pref 1254 fwmark 7 lookup 9 proto 69",
         ];
         for line in foreign.iter().chain(&out_of_range) {
             run(line);
@@ -208,7 +286,7 @@ fn what_is_ours_but_of_another_form_is_deleted_and_nothing_else() {
         assert!(again.strays.is_empty(), "{:#?}", again.strays);
         assert_eq!(again, ObservedRouting { strays: BTreeSet::new(), ..observed });
         assert!(run("ip route show table 77").contains("203.0.113.0/24"));
-        assert!(run("ip rule show pref 77; ip -6 rule show pref 1253").contains("77:"));
+        assert!(run("ip rule show pref 77; ip -6 rule show pref 1254").contains("77:"));
     });
 }
 

@@ -28,12 +28,13 @@ pub(super) fn describe_rule(message: &RuleMessage) -> String {
             RuleAttribute::Table(table) if header.action == RuleAction::ToTable => {
                 write!(text, " lookup {table}")
             }
+            RuleAttribute::Goto(target) => write!(text, " goto {target}"),
             RuleAttribute::Protocol(protocol) => write!(text, " proto {}", u8::from(*protocol)),
             RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::Table(_) => Ok(()),
             other => write!(text, " {other:?}"),
         };
     }
-    if header.action != RuleAction::ToTable {
+    if !matches!(header.action, RuleAction::ToTable | RuleAction::Goto) {
         let _ = write!(text, " {:?}", header.action);
     }
     text

@@ -13,7 +13,7 @@ use shared::Vip;
 
 use super::text::{describe_route, describe_rule};
 use crate::routing::{
-    Device, Family, Foreign, ObjectKind, Ownership, PolicyRule, Route, RouteKind, Stray,
+    Action, Device, Family, Foreign, ObjectKind, Ownership, PolicyRule, Route, RouteKind, Stray,
     UNREACHABLE_METRIC,
 };
 
@@ -65,20 +65,28 @@ pub(in crate::kernel) fn routes_in_table(
     RouteNetlinkMessage::GetRoute(message)
 }
 
-/// `ip rule add pref N fwmark M/MASK lookup T proto P`
+/// `ip rule add pref N fwmark M/MASK lookup T proto P`, or `goto N`, or `nop` without a mark
 pub(super) fn rule_message(rule: &PolicyRule, protocol: u8) -> RuleMessage {
-    let PolicyRule { family, priority, mark, mask, table } = *rule;
+    let PolicyRule { family, priority, mark, mask, action } = *rule;
     let mut message = RuleMessage::default();
     message.header.family = wire_family(family);
+    message.attributes =
+        vec![RuleAttribute::Priority(priority), RuleAttribute::Protocol(protocol.into())];
+    if (mark, mask) != (0, 0) {
+        message.attributes.extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask)]);
+    }
     // without an action the kernel takes the rule, and it does nothing
-    message.header.action = RuleAction::ToTable;
-    message.attributes = vec![
-        RuleAttribute::Priority(priority),
-        RuleAttribute::FwMark(mark),
-        RuleAttribute::FwMask(mask),
-        RuleAttribute::Table(table),
-        RuleAttribute::Protocol(protocol.into()),
-    ];
+    message.header.action = match action {
+        Action::Lookup(table) => {
+            message.attributes.push(RuleAttribute::Table(table));
+            RuleAction::ToTable
+        }
+        Action::Goto(target) => {
+            message.attributes.push(RuleAttribute::Goto(target));
+            RuleAction::Goto
+        }
+        Action::Nop => RuleAction::Nop,
+    };
     message
 }
 
@@ -97,7 +105,8 @@ pub(super) fn read_rule(
             kind: ObjectKind::Rule,
             family,
             place: priority,
-            overrides_ours: message.header.action != RuleAction::Nop,
+            overrides_ours: message.header.action != RuleAction::Nop
+                && priority < owned.behind_all(),
             text: describe_rule(message),
         });
     }
@@ -110,18 +119,19 @@ pub(super) fn read_rule(
 /// The rule, if it has our form and no more.
 fn our_rule(family: Family, priority: u32, message: &RuleMessage) -> Option<PolicyRule> {
     let header = &message.header;
-    if header.action != RuleAction::ToTable
-        || header.flags != RuleFlags::empty()
+    // a rule to go to that is not there says nothing of the one that goes there
+    if header.flags.difference(RuleFlags::Unresolved) != RuleFlags::empty()
         || (header.dst_len, header.src_len, header.tos) != (0, 0, 0)
     {
         return None;
     }
-    let (mut mark, mut under, mut table) = (None, None, None);
+    let (mut mark, mut under, mut table, mut target) = (None, None, None, None);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::FwMark(found) => mark = Some(*found),
             RuleAttribute::FwMask(found) => under = Some(*found),
             RuleAttribute::Table(found) => table = Some(*found),
+            RuleAttribute::Goto(found) => target = Some(*found),
             // the kernel says so of every rule that suppresses nothing
             RuleAttribute::SuppressPrefixLen(u32::MAX)
             | RuleAttribute::Priority(_)
@@ -129,7 +139,20 @@ fn our_rule(family: Family, priority: u32, message: &RuleMessage) -> Option<Poli
             _ => return None,
         }
     }
-    Some(PolicyRule { family, priority, mark: mark?, mask: under?, table: table? })
+    let action = match header.action {
+        RuleAction::ToTable => Action::Lookup(table?),
+        RuleAction::Goto => Action::Goto(target?),
+        RuleAction::Nop => Action::Nop,
+        _ => return None,
+    };
+    match (action, mark, under) {
+        (Action::Nop, None, None) => (mark, under) = (Some(0), Some(0)),
+        // the kernel leaves a mark of 0 unsaid
+        (Action::Goto(_), None, Some(_)) => mark = Some(0),
+        (Action::Lookup(_) | Action::Goto(_), Some(_), Some(_)) => {}
+        _ => return None,
+    }
+    Some(PolicyRule { family, priority, mark: mark?, mask: under?, action })
 }
 
 /// The priority of a rule; the kernel leaves 0 unsaid.

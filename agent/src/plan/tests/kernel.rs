@@ -14,7 +14,9 @@ use crate::kernel_state::{
 };
 use crate::plan::{Step, TableChange, TablesChange};
 use crate::pod_tables::{PodChanges, PodTables};
-use crate::routing::{Family, MarkMask, ObservedRouting, PolicyRule, Route, RouteKind, Stray};
+use crate::routing::{
+    Action, Family, Foreign, MarkMask, ObservedRouting, PolicyRule, Route, RouteKind, Stray,
+};
 use crate::ruleset::{Chain, Declared, HookKind, HookPoint, Ruleset, Table};
 
 pub(super) const NODE: [&str; 2] = ["192.168.122.11", "fd00:122::11"];
@@ -60,6 +62,7 @@ pub(super) struct Kernel {
     pub(super) rules: BTreeSet<PolicyRule>,
     pub(super) routes: BTreeSet<Route>,
     pub(super) strays: BTreeSet<Stray>,
+    pub(super) foreign: BTreeSet<Foreign>,
     pub(super) main: Option<ModelTable>,
     pub(super) guard: Option<ModelTable>,
     pub(super) pods: PodTables,
@@ -166,7 +169,7 @@ impl Kernel {
                 rules: self.rules.clone(),
                 routes: self.routes.clone(),
                 strays: self.strays.clone(),
-                foreign: BTreeSet::new(),
+                foreign: self.foreign.clone(),
             },
             main: self.main.as_ref().map(ModelTable::seen),
             guard: self.guard.as_ref().map(ModelTable::seen),
@@ -375,8 +378,22 @@ impl Kernel {
         let family = Family::of(packet.daddr);
         let mut rules: Vec<_> = self.rules.iter().filter(|rule| rule.family == family).collect();
         rules.sort_by_key(|rule| rule.priority);
+        let mut from = 0;
         for rule in rules.iter().filter(|rule| packet.mark & rule.mask == rule.mark) {
-            let in_table = |route: &&Route| (route.family, route.table) == (family, rule.table);
+            if rule.priority < from {
+                continue;
+            }
+            let table = match rule.action {
+                Action::Lookup(table) => table,
+                Action::Goto(target) => {
+                    if rules.iter().any(|rule| rule.priority == target) {
+                        from = target;
+                    }
+                    continue;
+                }
+                Action::Nop => continue,
+            };
+            let in_table = |route: &&Route| (route.family, route.table) == (family, table);
             let mut unreachable = false;
             for route in self.routes.iter().filter(in_table) {
                 match &route.kind {

@@ -139,7 +139,7 @@ fn networks() -> impl Strategy<Value = ClusterNetworks> {
 
 pub(super) fn worlds() -> impl Strategy<Value = World> {
     let vip = || select(&VIPS).prop_map(|vip| vip.parse::<Vip>().unwrap());
-    let id = (1..=5_u32).prop_map(|id| RouteId::try_from(id).unwrap());
+    let id = select(vec![1_u32, 2, 16, 17, 240]).prop_map(|id| RouteId::try_from(id).unwrap());
     let pod = select(&PODS).prop_map(|pod| pod.parse::<PodIp>().unwrap());
     let vip_of_pod = prop_oneof![1 => Just(None), 6 => vip().prop_map(Some)];
     let interface = prop_oneof![5 => Just(None), 1 => Just(Some("eth1".to_owned()))];

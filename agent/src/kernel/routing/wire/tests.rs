@@ -15,12 +15,12 @@ fn any_id() -> impl Strategy<Value = RouteId> {
 
 fn any_rule() -> impl Strategy<Value = PolicyRule> {
     (any_family(), any_id(), any::<u32>(), any::<u32>(), any::<u32>()).prop_map(
-        |(family, id, mark, mask, table)| PolicyRule {
+        |(family, id, mark, mask, number)| PolicyRule {
             family,
             priority: Ownership::default().priority(id),
             mark,
-            mask,
-            table,
+            mask: mask.max(1),
+            action: if number % 2 == 0 { Action::Lookup(number) } else { Action::Goto(number) },
         },
     )
 }
@@ -81,6 +81,32 @@ proptest! {
         let message = route_message(&route, owned.protocol());
         let seen = read_route(route.family, &message, &elsewhere, &names());
         prop_assert_eq!(seen, Seen::Elsewhere);
+    }
+}
+
+#[test]
+fn somebody_elses_rule_behind_all_of_ours_is_in_nobodys_way() {
+    let owned = Ownership::default();
+    let mut rule = owned.rule(Family::V4, RouteId::MAX);
+    for overrides in [true, false] {
+        let seen = read_rule(Family::V4, &rule_message(&rule, 4), &owned);
+        assert!(matches!(&seen, Seen::Foreign(it) if it.overrides_ours == overrides), "{seen:?}");
+        rule.priority += 1;
+    }
+}
+
+#[test]
+fn a_goto_whose_target_is_missing_is_still_ours() {
+    let owned = Ownership::default();
+    for rule in owned.shortcuts(Family::V6, RouteId::all()) {
+        let mut message = rule_message(&rule, owned.protocol());
+        // as the kernel lists them
+        message.header.flags |= RuleFlags::Unresolved;
+        message.attributes.retain(|attribute| *attribute != RuleAttribute::FwMark(0));
+        message
+            .attributes
+            .extend([RuleAttribute::Table(0), RuleAttribute::SuppressPrefixLen(u32::MAX)]);
+        assert_eq!(read_rule(Family::V6, &message, &owned), Seen::Ours(rule));
     }
 }
 
