@@ -6,6 +6,5 @@
 
 mod conntrack;
 mod elements;
-mod figures;
 mod namespace;
 mod tables;
