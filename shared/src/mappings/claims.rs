@@ -121,10 +121,7 @@ impl ObjectClaims {
 }
 
 /// The pods of which the entries differ, in ascending order.
-fn differing(
-    old: &BTreeMap<EntryKey, Claim>,
-    new: &BTreeMap<EntryKey, Claim>,
-) -> Vec<PodIp> {
+fn differing(old: &BTreeMap<EntryKey, Claim>, new: &BTreeMap<EntryKey, Claim>) -> Vec<PodIp> {
     let mut pods = Vec::with_capacity(if old.is_empty() { new.len() } else { 0 });
     let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
     loop {
@@ -177,14 +174,18 @@ impl Claims {
         let new = ObjectClaims::read(object, data);
         let old = self.objects.remove(object).unwrap_or_default();
         let touched = differing(&old.entries, &new.entries);
-        if old.entries.is_empty() && self.claimants.is_empty() {
-            self.claimants = touched.iter().map(|&pod| (pod, object.clone())).collect();
-            self.suspects = new.suspects();
-            self.objects.insert(object.clone(), new);
-            return touched;
+        let mut unsettled = Vec::new();
+        if old.entries.is_empty() && touched.len() >= self.claimants.len() {
+            // in bulk, but for the pods of other objects, which the suspects depend on
+            let claimed = |pod: &&PodIp| self.of_pod(**pod).next().is_some();
+            unsettled.extend(touched.iter().filter(claimed));
+            self.claimants.append(&mut touched.iter().map(|&pod| (pod, object.clone())).collect());
+            self.suspects.append(&mut new.suspects());
+        } else {
+            unsettled.clone_from(&touched);
         }
         self.objects.insert(object.clone(), new);
-        for &pod in &touched {
+        for pod in unsettled {
             self.note(pod, object);
         }
         touched

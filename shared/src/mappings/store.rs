@@ -217,25 +217,22 @@ impl MappingsStore {
     /// Brings the mappings of these pods, in ascending order, in line with their claims; gives those
     /// that changed.
     fn settle(&mut self, mut pods: Vec<PodIp>) -> BTreeSet<PodIp> {
-        if self.mappings.pods.is_empty() {
-            return self.settle_first(&pods);
-        }
+        let mut mapped = Vec::with_capacity(pods.len());
         pods.retain(|&pod| {
             let possible = self.possible(pod);
             let before = match possible {
-                Some(vip) => self.mappings.pods.insert(pod, vip),
+                Some(_) => self.mappings.pods.get(&pod).copied(),
                 None => self.mappings.pods.remove(&pod),
             };
+            mapped.extend(possible.filter(|_| before != possible).map(|vip| (pod, vip)));
             before != possible
         });
+        if mapped.len() >= self.mappings.pods.len() {
+            self.mappings.pods.append(&mut mapped.into_iter().collect());
+        } else {
+            self.mappings.pods.extend(mapped);
+        }
         pods.into_iter().collect()
-    }
-
-    /// As [`Self::settle`] where no pod is mapped yet: many may be, so they are not inserted one by one.
-    fn settle_first(&mut self, pods: &[PodIp]) -> BTreeSet<PodIp> {
-        let mapped = pods.iter().filter_map(|&pod| Some((pod, self.possible(pod)?)));
-        self.mappings.pods = mapped.collect();
-        self.mappings.pods.keys().copied().collect()
     }
 
     /// What the pod is to be mapped to; `None` if it is not to be mapped.
