@@ -7,9 +7,10 @@
 //!
 //! When a whole folder is read, a lease for each file would take a third of the time. So there a short text that has
 //! neither been written nor changed for [`RESTED`] is believed without. What remains possible: a writer that has
-//! written a part of its short value, pauses for longer than that with the file open, and has the folder read in
-//! between. Shells and editors do not: they empty the file, which is never believed without a lease however long it
-//! lasts, and write the value at once. When that writer closes the file, that is told and the rest is read.
+//! written a part of a short value and pauses for longer than that with the file open (or for less, if the clock is
+//! set forward meanwhile, or a file server's is behind), and the folder is read in the pause. Shells and editors do
+//! otherwise: they empty the file, and an empty file is always asked a lease for, then write the value at once. In
+//! any case the writer's close is told, and the rest is read then.
 //!
 //! Where leases are not to be had (another user's file without `CAP_LEASE`, some network file systems), a file found
 //! by looking is believed once it has been left alone for [`LEFT_ALONE`], and one whose writer was seen to close it
@@ -210,10 +211,12 @@ fn file_type(stat: &FileStat) -> SFlag {
 
 fn changed_within(stat: &FileStat, time: Duration) -> bool {
     let newest = (stat.st_mtime, stat.st_mtime_nsec).max((stat.st_ctime, stat.st_ctime_nsec));
-    let (seconds, nanos) = (u64::try_from(newest.0), u32::try_from(newest.1));
-    let newest = UNIX_EPOCH + Duration::new(seconds.unwrap_or(0), nanos.unwrap_or(0));
+    let newest_nanos = u32::try_from(newest.1).unwrap_or(0);
+    let newest = UNIX_EPOCH + Duration::new(u64::try_from(newest.0).unwrap_or(0), newest_nanos);
+    // a file system without finer times rounds them down
+    let rounding = Duration::from_secs(u64::from(newest_nanos == 0));
     match SystemTime::now().duration_since(newest) {
-        Ok(age) => age < time,
+        Ok(age) => age < time + rounding,
         Err(ahead) => ahead.duration() < time,
     }
 }
@@ -243,7 +246,9 @@ mod tests {
     use std::fs::{self, File};
     use std::thread;
 
-    use super::{Evidence, FileReader, Lease, Reading, read_lease};
+    use nix::sys::stat::fstat;
+
+    use super::{Evidence, FileReader, Lease, RESTED, Reading, changed_within, read_lease};
 
     #[test]
     fn without_a_lease_a_young_file_is_believed_only_after_its_writer_closed_it() {
@@ -256,6 +261,25 @@ mod tests {
         };
         assert!(matches!(read(Evidence::Found), Reading::Busy));
         assert!(matches!(read(Evidence::Finished), Reading::Value(value) if value == "value"));
+    }
+
+    #[test]
+    fn an_emptied_file_is_not_believed_however_long_its_writer_takes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        fs::write(&path, "value").unwrap();
+        let writer = File::create(&path).unwrap();
+        let read = || {
+            let file = File::open(&path).unwrap().into();
+            FileReader::new().found(&file).unwrap()
+        };
+        while changed_within(&fstat(&writer).unwrap(), RESTED) {
+            assert!(matches!(read(), Reading::Busy));
+            thread::yield_now();
+        }
+        assert!(matches!(read(), Reading::Busy));
+        drop(writer);
+        assert!(matches!(read(), Reading::Value(value) if value.is_empty()));
     }
 
     #[test]
