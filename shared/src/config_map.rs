@@ -10,7 +10,7 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::net::IpAddr;
 
 pub use self::decode::{Decoded, decode_networks, decode_pods, decode_route_ids};
@@ -82,9 +82,33 @@ pub fn key(addr: IpAddr) -> String {
     addr.to_string().replace(':', "-")
 }
 
+/// Whether `text` is the [`key`] of the address, without making one.
+pub(crate) fn is_key_of(text: &str, addr: IpAddr) -> bool {
+    let mut rest = Rest(text);
+    write!(rest, "{addr}").is_ok() && rest.0.is_empty()
+}
+
+/// What of a key was not yet compared. Writing to it fails at the first difference.
+struct Rest<'a>(&'a str);
+
+impl fmt::Write for Rest<'_> {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        let (start, rest) = self.0.split_at_checked(part.len()).ok_or(fmt::Error)?;
+        let as_in_key = part.bytes().map(|byte| if byte == b':' { b'-' } else { byte });
+        self.0 = rest;
+        start.bytes().eq(as_in_key).then_some(()).ok_or(fmt::Error)
+    }
+}
+
 /// The address that a key stands for.
 pub fn addr_of_key(key: &str) -> Result<IpAddr, Unusable> {
-    let text = key.replace('-', ":");
+    const LONGEST: usize = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255".len();
+    let mut buffer = [0; LONGEST];
+    let text = buffer.get_mut(..key.len()).ok_or(Unusable::NotAnAddress)?;
+    for (byte, of_key) in text.iter_mut().zip(key.bytes()) {
+        *byte = if of_key == b'-' { b':' } else { of_key };
+    }
+    let text = std::str::from_utf8(text).map_err(|_| Unusable::NotAnAddress)?;
     text.parse().map_err(|_| Unusable::NotAnAddress)
 }
 

@@ -4,11 +4,12 @@
 //! cluster's, then by name; within an object the proper spelling of the address before others, then
 //! by key. The first one counts, also when its value is bad: then the pod is held.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Violation;
-use crate::config_map::{self, Reason, Rejected, key, pod_key, pod_value};
+use crate::config_map::{self, Reason, Rejected, is_key_of, key, pod_key, pod_value};
 use crate::{PodIp, Vip};
 
 /// An object with pods. The order is who wins.
@@ -37,7 +38,7 @@ struct EntryKey {
 impl EntryKey {
     fn read(text: &str) -> Result<Self, Reason> {
         let pod = pod_key(text)?;
-        let proper = text == key(pod.addr());
+        let proper = is_key_of(text, pod.addr());
         Ok(Self { pod, spelling: (!proper).then(|| text.into()) })
     }
 
@@ -48,6 +49,10 @@ impl EntryKey {
 
 /// What an entry asks for; `Err` keeps what a report needs of a bad value.
 type Claim = Result<Option<Vip>, Box<(String, Reason)>>;
+
+fn read_claim(pod: PodIp, value: &str) -> Claim {
+    pod_value(pod, value).map_err(|reason| Box::new((crate::address::shortened(value), reason)))
+}
 
 fn wish(claim: &Claim) -> Option<Vip> {
     *claim.as_ref().unwrap_or(&None)
@@ -60,13 +65,29 @@ struct ObjectClaims {
 }
 
 impl ObjectClaims {
+    fn read(object: &PodObject, data: &BTreeMap<String, String>) -> Self {
+        let mut entries = Vec::with_capacity(data.len());
+        let mut bad_keys = BTreeMap::new();
+        for (text, value) in data {
+            match EntryKey::read(text) {
+                Ok(key) => {
+                    let claim = read_claim(key.pod, value);
+                    entries.push((key, claim));
+                }
+                Err(reason) => {
+                    let rejected = Rejected::new(&object.name(), text, value, reason);
+                    bad_keys.insert(text.clone(), rejected);
+                }
+            }
+        }
+        Self { entries: entries.into_iter().collect(), bad_keys }
+    }
+
     fn set(&mut self, object: &PodObject, text: &str, value: Option<&str>) -> Option<PodIp> {
         match (EntryKey::read(text), value) {
             (Ok(key), Some(value)) => {
                 let pod = key.pod;
-                let claim = pod_value(pod, value)
-                    .map_err(|reason| Box::new((crate::address::shortened(value), reason)));
-                self.entries.insert(key, claim);
+                self.entries.insert(key, read_claim(pod, value));
                 Some(pod)
             }
             (Ok(key), None) => self.entries.remove(&key).map(|_| key.pod),
@@ -82,10 +103,42 @@ impl ObjectClaims {
         }
     }
 
+    /// The pods with several claims, or a bad one.
+    fn suspects(&self) -> BTreeSet<PodIp> {
+        let followers = self.entries.keys().skip(1).map(|key| Some(key.pod)).chain([None]);
+        self.entries
+            .iter()
+            .zip(followers)
+            .filter(|((key, claim), follower)| claim.is_err() || *follower == Some(key.pod))
+            .map(|((key, _), _)| key.pod)
+            .collect()
+    }
+
     fn of_pod(&self, pod: PodIp) -> impl Iterator<Item = (&EntryKey, &Claim)> {
         let first = EntryKey { pod, spelling: None };
         self.entries.range(first..).take_while(move |(key, _)| key.pod == pod)
     }
+}
+
+/// The pods of which the entries differ, in ascending order.
+fn differing(old: &BTreeMap<EntryKey, Claim>, new: &BTreeMap<EntryKey, Claim>) -> Vec<PodIp> {
+    let mut pods = Vec::with_capacity(if old.is_empty() { new.len() } else { 0 });
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (Some((old, _)), Some((new, _))) => old.cmp(new),
+            (Some(_), None) => Ordering::Less,
+            (None, _) => Ordering::Greater,
+        };
+        let gone = if order.is_le() { old.next() } else { None };
+        let come = if order.is_ge() { new.next() } else { None };
+        let Some((key, _)) = gone.or(come) else { break };
+        if gone != come {
+            pods.push(key.pod);
+        }
+    }
+    pods.dedup();
+    pods
 }
 
 /// All claims of all objects.
@@ -111,26 +164,28 @@ impl Default for Claims {
 }
 
 impl Claims {
-    /// Replaces all entries of an object; gives the pods whose claims changed. O(entries).
+    /// Replaces all entries of an object; gives the pods whose claims changed, in ascending order.
+    /// O(entries).
     pub(super) fn replace(
         &mut self,
         object: &PodObject,
         data: &BTreeMap<String, String>,
-    ) -> BTreeSet<PodIp> {
-        let mut new = ObjectClaims::default();
-        for (key, value) in data {
-            new.set(object, key, Some(value));
-        }
+    ) -> Vec<PodIp> {
+        let new = ObjectClaims::read(object, data);
         let old = self.objects.remove(object).unwrap_or_default();
-        let differs = |from: &ObjectClaims, to: &ObjectClaims| -> Vec<PodIp> {
-            let changed =
-                from.entries.iter().filter(|(key, claim)| to.entries.get(key) != Some(claim));
-            changed.map(|(key, _)| key.pod).collect()
-        };
-        let mut touched: BTreeSet<PodIp> = differs(&old, &new).into_iter().collect();
-        touched.extend(differs(&new, &old));
+        let touched = differing(&old.entries, &new.entries);
+        let mut unsettled = Vec::new();
+        if old.entries.is_empty() && touched.len() >= self.claimants.len() {
+            // in bulk, but for the pods of other objects, which the suspects depend on
+            let claimed = |pod: &&PodIp| self.of_pod(**pod).next().is_some();
+            unsettled.extend(touched.iter().filter(claimed));
+            self.claimants.append(&mut touched.iter().map(|&pod| (pod, object.clone())).collect());
+            self.suspects.append(&mut new.suspects());
+        } else {
+            unsettled.clone_from(&touched);
+        }
         self.objects.insert(object.clone(), new);
-        for &pod in &touched {
+        for pod in unsettled {
             self.note(pod, object);
         }
         touched

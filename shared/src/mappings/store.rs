@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::claims::{Claims, PodObject};
 use super::{Mappings, Violation, fitting_vips, taken_addresses};
-use crate::PodIp;
 use crate::config_map::{self, Object, Rejected, decode_networks, route_id_entries};
+use crate::{PodIp, Vip};
 
 /// News of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,8 +177,10 @@ impl MappingsStore {
             Content::Keys(keys) => keys
                 .into_iter()
                 .filter_map(|(key, value)| self.claims.set(&object, &key, value.as_deref()))
+                .collect::<BTreeSet<_>>()
+                .into_iter()
                 .collect(),
-            Content::Missing => BTreeSet::new(),
+            Content::Missing => Vec::new(),
         };
         Effect { pods: self.settle(touched), ..Effect::default() }
     }
@@ -212,17 +214,30 @@ impl MappingsStore {
         }
     }
 
-    /// Brings the mappings of these pods in line with their claims; gives those that changed.
-    fn settle(&mut self, mut pods: BTreeSet<PodIp>) -> BTreeSet<PodIp> {
+    /// Brings the mappings of these pods, in ascending order, in line with their claims; gives those
+    /// that changed.
+    fn settle(&mut self, mut pods: Vec<PodIp>) -> BTreeSet<PodIp> {
+        let mut mapped = Vec::with_capacity(pods.len());
         pods.retain(|&pod| {
-            let wish = self.claims.winner(pod);
-            let possible = wish.filter(|_| self.mappings.violation_of_pod(pod).is_none());
+            let possible = self.possible(pod);
             let before = match possible {
-                Some(vip) => self.mappings.pods.insert(pod, vip),
+                Some(_) => self.mappings.pods.get(&pod).copied(),
                 None => self.mappings.pods.remove(&pod),
             };
+            mapped.extend(possible.filter(|_| before != possible).map(|vip| (pod, vip)));
             before != possible
         });
-        pods
+        if mapped.len() >= self.mappings.pods.len() {
+            self.mappings.pods.append(&mut mapped.into_iter().collect());
+        } else {
+            self.mappings.pods.extend(mapped);
+        }
+        pods.into_iter().collect()
+    }
+
+    /// What the pod is to be mapped to; `None` if it is not to be mapped.
+    #[expect(clippy::option_option, reason = "the inner one is the value of a mapping")]
+    fn possible(&self, pod: PodIp) -> Option<Option<Vip>> {
+        self.claims.winner(pod).filter(|_| self.mappings.violation_of_pod(pod).is_none())
     }
 }

@@ -5,11 +5,12 @@
 //! writing until the file is closed again, some microseconds later. So what is read is what some writer left behind
 //! when it closed the file, however long it paused in between.
 //!
-//! When a whole folder is read, a file that has neither been written nor changed for [`RESTED`] is
-//! believed without a lease, which saves a good part of the time. What remains possible: a writer
-//! that has held it open and written nothing for that long, and now is in the midst of its value.
-//! A value cut short is hardly ever an address, so its pod is held; and when the writer closes the
-//! file, that is told and the rest is read.
+//! When a whole folder is read, a lease for each file would take a third of the time. So there a short text that has
+//! neither been written nor changed for [`RESTED`] is believed without. What remains possible: a writer that has
+//! written a part of a short value and pauses for longer than that with the file open (or for less, if the clock is
+//! set forward meanwhile, or a file server's is behind), and the folder is read in the pause. Shells and editors do
+//! otherwise: they empty the file, and an empty file is always asked a lease for, then write the value at once. In
+//! any case the writer's close is told, and the rest is read then.
 //!
 //! Where leases are not to be had (another user's file without `CAP_LEASE`, some network file systems), a file found
 //! by looking is believed once it has been left alone for [`LEFT_ALONE`], and one whose writer was seen to close it
@@ -17,20 +18,22 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::dir::Type;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::libc;
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
-use nix::unistd::read;
+use nix::unistd::{Whence, lseek, read};
 
 /// The largest value read, in bytes. A whole `ConfigMap` is no larger.
 pub const MAX_VALUE: usize = 1024 * 1024;
 const USUAL_VALUE: usize = 4096;
 const LEFT_ALONE: Duration = Duration::from_secs(2);
-const RESTED: Duration = Duration::from_mins(1);
+const RESTED: Duration = Duration::from_millis(500);
+/// Writers that buffer write as much as this at once, so a shorter text is not a part of a longer one.
+const WRITTEN_AT_ONCE: usize = 512;
 
 /// Why the file of a key, or the folder of an object, has no value we can use.
 #[derive(Debug, thiserror::Error)]
@@ -122,23 +125,29 @@ impl FileReader {
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let file = openat(folder, name, flags, Mode::empty())?;
         if evidence == Evidence::Found && kind == Some(Type::File) {
-            return self.found(&file, evidence);
+            return self.found(&file);
         }
         self.with_lease(&file, evidence)
     }
 
-    /// A file among many, most of which have rested for long: their times cost less to ask for than a lease.
-    fn found(&mut self, file: &OwnedFd, evidence: Evidence) -> Result<Reading, Errno> {
-        let before = fstat(file)?;
-        if file_type(&before) != SFlag::S_IFREG || changed_within(&before, RESTED) {
-            return self.with_lease(file, evidence);
-        }
+    /// A file among many, most of which have rested: their times cost less to ask for than a lease.
+    fn found(&mut self, file: &OwnedFd) -> Result<Reading, Errno> {
         let content = self.content(file)?;
-        // somebody may have opened and emptied it just now, which no lease kept them from
-        if changed_within(&fstat(file)?, RESTED) {
-            return Ok(Reading::Busy);
+        // after the read: whatever was written before it or meanwhile shows in the times
+        let stat = fstat(file)?;
+        if file_type(&stat) != SFlag::S_IFREG {
+            return Ok(Reading::Failed(Unusable::NotAFile));
         }
-        Ok(content)
+        match &content {
+            Reading::Value(text)
+                if (1..WRITTEN_AT_ONCE).contains(&text.len()) && !changed_within(&stat, RESTED) =>
+            {
+                return Ok(content);
+            }
+            _ => {}
+        }
+        lseek(file, 0, Whence::SeekSet)?;
+        self.with_lease(file, Evidence::Found)
     }
 
     fn with_lease(&mut self, file: &OwnedFd, evidence: Evidence) -> Result<Reading, Errno> {
@@ -159,7 +168,7 @@ impl FileReader {
         }
         let content = self.content(file)?;
         // after the read: whatever was written before it or meanwhile shows in the times
-        if evidence == Evidence::Found && is_young(&fstat(file)?) {
+        if evidence == Evidence::Found && changed_within(&fstat(file)?, LEFT_ALONE) {
             return Ok(Reading::Busy);
         }
         Ok(content)
@@ -200,15 +209,14 @@ fn file_type(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
-fn is_young(stat: &FileStat) -> bool {
-    changed_within(stat, LEFT_ALONE)
-}
-
 fn changed_within(stat: &FileStat, time: Duration) -> bool {
-    let newest = stat.st_mtime.max(stat.st_ctime);
-    let newest = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(newest).unwrap_or(0));
+    let newest = (stat.st_mtime, stat.st_mtime_nsec).max((stat.st_ctime, stat.st_ctime_nsec));
+    let newest_nanos = u32::try_from(newest.1).unwrap_or(0);
+    let newest = UNIX_EPOCH + Duration::new(u64::try_from(newest.0).unwrap_or(0), newest_nanos);
+    // a file system without finer times rounds them down
+    let rounding = Duration::from_secs(u64::from(newest_nanos == 0));
     match SystemTime::now().duration_since(newest) {
-        Ok(age) => age < time + Duration::from_secs(1), // whole seconds were compared
+        Ok(age) => age < time + rounding,
         Err(ahead) => ahead.duration() < time,
     }
 }
@@ -238,7 +246,9 @@ mod tests {
     use std::fs::{self, File};
     use std::thread;
 
-    use super::{Evidence, FileReader, Lease, Reading, read_lease};
+    use nix::sys::stat::fstat;
+
+    use super::{Evidence, FileReader, Lease, RESTED, Reading, changed_within, read_lease};
 
     #[test]
     fn without_a_lease_a_young_file_is_believed_only_after_its_writer_closed_it() {
@@ -251,6 +261,25 @@ mod tests {
         };
         assert!(matches!(read(Evidence::Found), Reading::Busy));
         assert!(matches!(read(Evidence::Finished), Reading::Value(value) if value == "value"));
+    }
+
+    #[test]
+    fn an_emptied_file_is_not_believed_however_long_its_writer_takes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        fs::write(&path, "value").unwrap();
+        let writer = File::create(&path).unwrap();
+        let read = || {
+            let file = File::open(&path).unwrap().into();
+            FileReader::new().found(&file).unwrap()
+        };
+        while changed_within(&fstat(&writer).unwrap(), RESTED) {
+            assert!(matches!(read(), Reading::Busy));
+            thread::yield_now();
+        }
+        assert!(matches!(read(), Reading::Busy));
+        drop(writer);
+        assert!(matches!(read(), Reading::Value(value) if value.is_empty()));
     }
 
     #[test]

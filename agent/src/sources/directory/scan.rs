@@ -4,6 +4,8 @@ use std::ffi::{CString, OsStr};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use nix::dir::{Dir, Type};
@@ -14,54 +16,74 @@ use nix::sys::stat::Mode;
 use super::file::{Evidence, FileReader, Reading};
 use super::watches::is_visible;
 
-/// Fewer files than this are not worth another thread.
-const FILES_PER_THREAD: usize = 4096;
+/// So many files are handed to a thread at a time; fewer are not worth another thread.
+const FILES_AT_A_TIME: usize = 1024;
 const MAX_THREADS: usize = 4;
 
 type Entry = (CString, Option<Type>);
 type Read = (CString, Reading);
 
-/// Reads every visible file in `folder`; what cannot be read is among the results.
+/// Files that were listed and not yet read, for whichever thread is free.
+type Listed = Mutex<Receiver<Vec<Entry>>>;
+
+/// Reads every visible file in `folder`; what cannot be read is among the results. They consist of a few ascending
+/// runs, so they are soon sorted.
 pub(super) fn scan(folder: &OwnedFd, reader: &mut FileReader) -> Result<Vec<Read>, Errno> {
-    let mut entries = list(folder)?;
-    let folder = folder.as_fd();
     let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let threads = (entries.len() / FILES_PER_THREAD).clamp(1, processors.min(MAX_THREADS));
-    let share = entries.len().div_ceil(threads);
+    let (sender, listed) = channel();
+    let listed = Mutex::new(listed);
+    let (listed, borrowed) = (&listed, folder.as_fd());
     thread::scope(|scope| {
-        let others: Vec<_> = (1..threads)
-            .map(|_| {
-                let part = entries.split_off(entries.len() - share);
-                let files = thread::Builder::new();
-                files.spawn_scoped(scope, move || read_all(folder, part, &mut FileReader::new()))
-            })
-            .collect();
-        let mut files = read_all(folder, entries, reader);
+        let mut others = Vec::new();
+        let listing = list(folder, &sender, || {
+            if others.len() + 1 < processors.min(MAX_THREADS) {
+                let read = move || read_all(borrowed, listed, &mut FileReader::new());
+                // without it the others have more to do
+                others.extend(thread::Builder::new().spawn_scoped(scope, read));
+            }
+        });
+        drop(sender);
+        let mut files = read_all(borrowed, listed, reader);
         for other in others {
-            let other = other.map_err(|_| Errno::EAGAIN)?;
             files.extend(other.join().map_err(|_| Errno::EIO)?);
         }
-        Ok(files)
+        listing.map(|()| files)
     })
 }
 
-fn read_all(folder: BorrowedFd<'_>, entries: Vec<Entry>, reader: &mut FileReader) -> Vec<Read> {
-    let read = |(name, kind): Entry| {
-        let reading = reader.read(folder, &name, kind, Evidence::Found);
-        (name, reading)
-    };
-    entries.into_iter().map(read).collect()
+fn read_all(folder: BorrowedFd<'_>, listed: &Listed, reader: &mut FileReader) -> Vec<Read> {
+    let mut files = Vec::new();
+    loop {
+        let part = listed.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(part) = part else { break };
+        files.extend(part.into_iter().map(|(name, kind)| {
+            let reading = reader.read(folder, &name, kind, Evidence::Found);
+            (name, reading)
+        }));
+    }
+    files.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    files
 }
 
-fn list(folder: &OwnedFd) -> Result<Vec<Entry>, Errno> {
+/// Hands over what is in `folder`, and tells after each full part that there will be more.
+fn list(
+    folder: &OwnedFd,
+    sender: &Sender<Vec<Entry>>,
+    mut more: impl FnMut(),
+) -> Result<(), Errno> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut listed = Vec::new();
+    let mut part = Vec::new();
     for entry in Dir::openat(folder, ".", flags, Mode::empty())?.iter() {
         let entry = entry?;
         let (name, kind) = (entry.file_name(), entry.file_type());
         if is_visible(OsStr::from_bytes(name.to_bytes())) && kind != Some(Type::Directory) {
-            listed.push((name.to_owned(), kind));
+            part.push((name.to_owned(), kind));
+        }
+        if part.len() == FILES_AT_A_TIME {
+            let _the_receiver_outlives_it = sender.send(std::mem::take(&mut part));
+            more();
         }
     }
-    Ok(listed)
+    let _the_receiver_outlives_it = sender.send(part);
+    Ok(())
 }
