@@ -112,11 +112,11 @@ fn kernel_text(node: &Host, handles: bool) -> Result<KernelText> {
         lines.join("\n")
     };
     Ok(KernelText {
-        nft: by_name(&node.sh(if handles {
+        nft: by_name(&without_passing(&node.sh(if handles {
             "nft -a -s list ruleset"
         } else {
             "nft -s list ruleset"
-        })?),
+        })?)),
         rules: sorted([node.sh("ip -N rule")?, node.sh("ip -N -6 rule")?]),
         routes: sorted([
             node.sh("ip -N -4 route show table all")?,
@@ -129,6 +129,20 @@ fn kernel_text(node: &Host, handles: bool) -> Result<KernelText> {
         .collect::<Vec<_>>()
         .join("\n"),
     })
+}
+
+/// Without the elements that go by themselves: pods that were unmapped a moment ago.
+fn without_passing(ruleset: &str) -> String {
+    let mut passing = false;
+    let mut kept = String::new();
+    for line in ruleset.split_inclusive('\n') {
+        passing = (passing || line.contains("\tset leaving")) && !line.starts_with("\t}");
+        let of_elements = line.contains("elements = {") || line.contains(" expires ");
+        if !(passing && of_elements) {
+            kept.push_str(line);
+        }
+    }
+    kept
 }
 
 /// What was made anew is listed last: the order of tables, and of chains in a table, means nothing.
