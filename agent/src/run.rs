@@ -50,6 +50,8 @@ struct Timetable {
     read: Instant,
     repair: Instant,
     retry: Duration,
+    /// Changes of tables are heard: from the first synchronisation on.
+    hears_tables: bool,
 }
 
 impl Timetable {
@@ -77,6 +79,7 @@ impl Agent {
             read: now,
             repair: now,
             retry: FIRST_RETRY,
+            hears_tables: false,
         };
         let mut complaints = Complaints::default();
         self.health.set_unready("mappings were not read yet");
@@ -107,7 +110,7 @@ impl Agent {
                 due.sync_by(Instant::now());
             }
             if is_due(due.sync) {
-                self.sync_now(&mut due, &mut complaints).await;
+                self.sync_now(&mut due, &mut complaints).await?;
             }
             if is_due(due.report) {
                 due.report = None;
@@ -135,9 +138,21 @@ impl Agent {
         Ok(())
     }
 
-    async fn sync_now(&mut self, due: &mut Timetable, complaints: &mut Complaints) {
+    async fn sync_now(
+        &mut self,
+        due: &mut Timetable,
+        complaints: &mut Complaints,
+    ) -> Result<(), KernelError> {
         due.sync = None;
-        match self.sync.sync().await {
+        let outcome = self.sync.sync().await;
+        if !due.hears_tables && !matches!(outcome, Err(SyncError::Incomplete(_))) {
+            self.notifications.hear_tables()?;
+            due.hears_tables = true;
+            // What others have changed meanwhile was not heard.
+            self.sync.notice(&Notice::Overrun);
+            due.sync_by(Instant::now());
+        }
+        match outcome {
             Ok(steps) => {
                 due.retry = FIRST_RETRY;
                 if steps > 0 {
@@ -154,10 +169,11 @@ impl Agent {
             Err(error) => {
                 complaints.once(&error);
                 self.health.set_unready(&error.to_string());
-                due.sync = Some(Instant::now() + due.retry);
+                due.sync_by(Instant::now() + due.retry);
                 due.retry = (due.retry * 2).min(LAST_RETRY);
             }
         }
+        Ok(())
     }
 }
 

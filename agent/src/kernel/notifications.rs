@@ -149,12 +149,11 @@ pub struct Notifications {
 }
 
 impl Notifications {
-    /// Subscribes, in the calling thread's network namespace; needs a tokio runtime. Whatever
+    /// Subscribes to all but changes of tables, in the calling thread's network namespace; needs a tokio runtime. Whatever
     /// changes after this returns is heard.
     pub fn subscribe(interest: Interest) -> Result<Self, NotificationError> {
         let route = open(NETLINK_ROUTE, &ROUTE_GROUPS).map_err(NotificationError::Subscribe)?;
-        let netfilter =
-            open(NETLINK_NETFILTER, &[NFTABLES_GROUP]).map_err(NotificationError::Subscribe)?;
+        let netfilter = open(NETLINK_NETFILTER, &[]).map_err(NotificationError::Subscribe)?;
         Ok(Self {
             interest,
             route,
@@ -164,6 +163,14 @@ impl Notifications {
             pending: VecDeque::new(),
             buffer: Vec::with_capacity(LARGEST_DATAGRAM),
         })
+    }
+
+    /// Subscribes to changes of tables as well. Not at once, because the kernel tells us of our own
+    /// changes too: with 100 000 pods to add, that takes it nearly as long as to add them. What has
+    /// changed before this returns is not heard.
+    pub fn hear_tables(&mut self) -> Result<(), NotificationError> {
+        let socket = self.netfilter.socket_mut();
+        socket.add_membership(NFTABLES_GROUP).map_err(NotificationError::Subscribe)
     }
 
     /// The next notice, once there is one. No notice is lost when the future is dropped.

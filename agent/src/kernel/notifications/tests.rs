@@ -21,7 +21,13 @@ fn interest() -> Interest {
 }
 
 fn subscribe() -> Notifications {
-    Notifications::subscribe(interest()).unwrap()
+    subscribe_to(interest())
+}
+
+fn subscribe_to(interest: Interest) -> Notifications {
+    let mut notifications = Notifications::subscribe(interest).unwrap();
+    notifications.hear_tables().unwrap();
+    notifications
 }
 
 fn index_of(name: &str) -> u32 {
@@ -167,7 +173,7 @@ fn rules_and_routes_are_heard_only_when_they_can_concern_us() {
 fn our_own_rules_and_routes_are_passed_over() {
     in_scratch_netns(|| async {
         let interest = interest();
-        let mut notifications = Notifications::subscribe(interest.clone()).unwrap();
+        let mut notifications = subscribe_to(interest.clone());
         let socket = RouteSocket::open().unwrap();
         interest.own_ports.add_route(socket.port());
         let routing = Routing::new(socket, interest.owned);
@@ -298,7 +304,7 @@ fn our_own_elements_are_passed_over_and_a_strangers_are_not() {
     in_scratch_netns(|| async {
         let interest = interest();
         run(&format!("nft '{TABLES}'"));
-        let mut notifications = Notifications::subscribe(interest.clone()).unwrap();
+        let mut notifications = subscribe_to(interest.clone());
         let mut socket = netlink_sys::Socket::new(NETLINK_NETFILTER).unwrap();
         let port = socket.bind_auto().unwrap().port_number();
 
@@ -322,7 +328,7 @@ fn what_nft_did_for_us_is_passed_over_and_what_came_before_and_after_is_not() {
     in_scratch_netns(|| async {
         let interest = interest();
         run(&format!("nft '{TABLES}'"));
-        let mut notifications = Notifications::subscribe(interest.clone()).unwrap();
+        let mut notifications = subscribe_to(interest.clone());
         let mut tables =
             crate::kernel::tables::Tables::open(crate::ruleset::TableNames::of("egress")).unwrap();
         let add = |pod: &str| run(&format!("nft add element inet egress mapped {{ {pod} }}"));
