@@ -32,6 +32,9 @@ pub const MAX_VALUE: usize = 1024 * 1024;
 const USUAL_VALUE: usize = 4096;
 const LEFT_ALONE: Duration = Duration::from_secs(2);
 const RESTED: Duration = Duration::from_millis(500);
+/// The kernel shows a new file in its folder a moment before it counts the writer that makes it, so an empty file is
+/// believed only after this.
+const JUST_MADE: Duration = Duration::from_millis(20);
 /// Writers that buffer write as much as this at once, so a shorter text is not a part of a longer one.
 const WRITTEN_AT_ONCE: usize = 512;
 
@@ -152,7 +155,12 @@ impl FileReader {
 
     fn with_lease(&mut self, file: &OwnedFd, evidence: Evidence) -> Result<Reading, Errno> {
         match read_lease(file) {
-            Lease::Held => self.content(file),
+            Lease::Held => {
+                let content = self.content(file)?;
+                let empty = matches!(&content, Reading::Value(text) if text.is_empty());
+                let just_made = empty && changed_within(&fstat(file)?, JUST_MADE);
+                Ok(if just_made { Reading::Busy } else { content })
+            }
             Lease::Writers => Ok(Reading::Busy),
             Lease::Unavailable => self.content_without_lease(file, evidence),
         }

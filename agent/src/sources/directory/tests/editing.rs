@@ -117,7 +117,7 @@ async fn shell_commands_and_editors_are_followed() {
 async fn changes_made_while_nobody_asks_are_told_together() {
     let maps = Maps::with_pods();
     let mut follower = maps.followed().await;
-    (0..2000).for_each(|n| fs::write(maps.key(&format!("k{n}")), "").unwrap());
+    (0..2000).for_each(|n| fs::write(maps.key(&format!("k{n}")), "v").unwrap());
     follower.step().await;
     assert_eq!(follower.state, maps.found());
     assert_eq!(follower.changes.len(), 2);
