@@ -84,8 +84,10 @@ fn traffic() -> Vec<TcpStream> {
             send(pod, &format!("[::1]:{port}"));
         }
     }
-    run("ping", &["-c1", "-I", "127.0.0.2", "127.0.0.1"]);
-    run("ping", &["-c1", "-I", "fd00::2", "::1"]);
+    // Until one answer came: the kernel adds the routes of new IPv6 addresses behind the request's back.
+    for (pod, to) in [("127.0.0.2", "127.0.0.1"), ("fd00::2", "::1")] {
+        run("ping", &["-c1", "-i0.2", "-w10", "-I", pod, to]);
+    }
     let listeners = ["127.0.0.2:80", "[fd00::2]:80"].map(|at| TcpListener::bind(at).unwrap());
     listeners.iter().map(|at| TcpStream::connect(at.local_addr().unwrap()).unwrap()).collect()
 }
