@@ -189,7 +189,8 @@ pub fn plan(
     let undecided: BTreeSet<PodIp> = if sessions {
         pods.keys().copied().collect()
     } else {
-        guarded.difference(&changed).copied().collect()
+        // Also those below: what was on its way out when their decisions were forgotten.
+        guarded.union(&changed).filter(|pod| pods.contains_key(pod)).copied().collect()
     };
     if !changed.is_empty() {
         steps.push(Step::ForgetPods(changed));

@@ -330,18 +330,7 @@ fn a_flush_of_everything_is_over_in_less_than_a_second() -> Result<()> {
                 assert!(during <= REPAIRED_WITHIN, "{leaks:?}");
             }
             // From now on nothing: neither old connections nor those that began meanwhile.
-            // They are looked for once the tables are back, which takes a moment on a busy machine.
-            let forgotten = wait_until(REPAIRED_WITHIN, || {
-                scene.capture.clear();
-                let sent = scene.traffic[0].udp_sent();
-                eventually(SOON, || scene.traffic[0].udp_sent() >= sent + 50);
-                Family::ALL.iter().all(|family| {
-                    let outside = scene.cluster.lab.outside().ip(*family);
-                    let sources = scene.capture.sources_towards(outside);
-                    sources.is_ok_and(|seen| seen.keys().all(|ip| *ip == vip(*family, 222)))
-                })
-            });
-            assert!(forgotten, "{}", scene.capture.text());
+            std::thread::sleep(Duration::from_millis(200));
             scene.capture.clear();
             let sent = scene.traffic[0].udp_sent();
             eventually(SOON, || scene.traffic[0].udp_sent() >= sent + 300);
