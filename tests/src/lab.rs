@@ -16,7 +16,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process;
-use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -91,6 +90,7 @@ pub struct LabBuilder {
     traffic_policy: TrafficPolicy,
     service_pod: (usize, usize),
     rp_filter: u8,
+    kube_proxy: bool,
 }
 
 impl LabBuilder {
@@ -137,17 +137,24 @@ impl LabBuilder {
         self
     }
 
+    /// Leaves the rules of kube-proxy to a real one, and pods to a real kubelet.
+    pub(crate) fn for_kubernetes(mut self) -> Self {
+        self.kube_proxy = false;
+        self.pods_per_node(0)
+    }
+
     /// Builds it. What dead test processes left behind is removed before.
     pub fn build(self) -> Result<Lab> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        static SWEPT: Once = Once::new();
-        SWEPT.call_once(|| {
-            // A leftover does not disturb this laboratory; the next run tries again.
-            let _ = sweep::sweep();
-        });
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.build_named(sweep::prefix(process::id(), number))
+    }
+
+    /// Builds it with names that begin so.
+    pub(crate) fn build_named(self, prefix: String) -> Result<Lab> {
+        sweep::sweep_once();
         // From here on, dropping `lab` removes what has been made so far.
-        let lab = Lab::new(self, sweep::prefix(process::id(), number))?;
+        let lab = Lab::new(self, prefix)?;
         wiring::build(&lab).context("cannot build the laboratory")?;
         Ok(lab)
     }
@@ -177,6 +184,7 @@ impl Lab {
             traffic_policy: TrafficPolicy::default(),
             service_pod: (2, 1),
             rp_filter: 1,
+            kube_proxy: true,
         }
     }
 
@@ -285,6 +293,11 @@ impl Lab {
         self.options.traffic_policy
     }
 
+    /// Whether the laboratory makes kube-proxy's rules.
+    pub(crate) fn has_kube_proxy(&self) -> bool {
+        self.options.kube_proxy
+    }
+
     /// The pod behind the Service, none when there are no pods.
     pub fn service_pod(&self) -> Option<&Host> {
         let (node, pod) = self.options.service_pod;
@@ -335,8 +348,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let names: Vec<String> = sweep::leftovers_of(&self.prefix);
-        let outcome = sweep::remove(&names);
+        let outcome = sweep::remove(&self.prefix);
         // A second panic would abort the test run and hide the first.
         assert!(
             outcome.is_ok() || thread::panicking(),
