@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
 use self::aggregate::{TRUNCATED, aggregate};
-pub use self::configmaps::ConfigMaps;
+pub use self::configmaps::{ConfigMaps, is_report, matters};
 use self::patch::{Change, Desired, MANAGED_BY, Scope, change};
 use crate::leader::Leadership;
 use crate::metrics::{Metrics, Written};

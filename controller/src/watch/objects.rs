@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
-use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::apps::v1::{DaemonSet, ReplicaSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
@@ -28,7 +28,7 @@ struct Metadata {
     deletion_timestamp: Option<Time>,
 }
 
-/// The metadata of a `ConfigMap`, whose annotations count.
+/// The metadata of objects that we write, whose annotations count.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct AnnotatedMetadata {
@@ -38,7 +38,9 @@ struct AnnotatedMetadata {
     resource_version: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     annotations: Option<BTreeMap<String, String>>,
+    owner_references: Option<Vec<OwnerReference>>,
     deletion_timestamp: Option<Time>,
+    generation: Option<i64>,
 }
 
 fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
@@ -65,7 +67,9 @@ fn annotated<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D
         resource_version: kept.resource_version,
         labels: kept.labels,
         annotations: kept.annotations,
+        owner_references: kept.owner_references,
         deletion_timestamp: kept.deletion_timestamp,
+        generation: kept.generation,
         ..ObjectMeta::default()
     })
 }
@@ -166,6 +170,24 @@ pub type ReplicaSetMeta = Meta<ReplicaSet>;
 /// A Job's metadata.
 pub type JobMeta = Meta<Job>;
 
+/// A `DaemonSet`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct DaemonSetObject {
+    #[serde(deserialize_with = "annotated")]
+    pub metadata: ObjectMeta,
+    pub status: DaemonSetStatus,
+}
+
+/// How far a `DaemonSet` is.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DaemonSetStatus {
+    pub desired_number_scheduled: i64,
+    pub number_ready: i64,
+    pub updated_number_scheduled: i64,
+}
+
 /// A `ConfigMap`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
@@ -235,5 +257,6 @@ macro_rules! resource {
 resource!(PodObject, v1::Pod, false);
 resource!(NodeObject, v1::Node, false);
 resource!(ConfigMapObject, v1::ConfigMap, false);
+resource!(DaemonSetObject, DaemonSet, false);
 resource!(ReplicaSetMeta, ReplicaSet, true);
 resource!(JobMeta, Job, true);
