@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use shared::config_map::{self, NODE_REPORT_PREFIX, NodeReport};
-use shared::crd::{self, Kind};
+use shared::crd;
 
 pub use self::convert::{config_map, crd_object, daemon_set, node, owned, pod};
 use crate::model::{Node, ObjectKey, Observed, Owned, Pod};
@@ -230,6 +230,11 @@ impl World {
         }
     }
 
+    /// The namespace the controller runs in.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     pub fn vips(&self) -> &BTreeMap<ObjectKey, Arc<crd::Vip>> {
         &self.vips
     }
@@ -293,7 +298,7 @@ fn keep<K: Ord + Clone, V>(
     key: impl Fn(&V) -> K,
     same: impl Fn(&V, &V) -> bool,
 ) -> bool {
-    let mut put = |into: &mut dyn Map<K, Arc<V>>, value: V| {
+    let put = |into: &mut dyn Map<K, Arc<V>>, value: V| {
         let key = key(&value);
         let known = into.find(&key).is_some_and(|known| same(known, &value));
         if !known {
