@@ -7,6 +7,7 @@ pub mod leader;
 pub mod metrics;
 pub mod model;
 pub mod publish;
+pub mod report;
 pub mod resolve;
 pub mod run;
 pub mod watch;
