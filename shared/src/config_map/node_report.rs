@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{Decoded, Reason, Rejected, key, report_keys};
+use super::{Decoded, Reason, Rejected, report_keys};
 use crate::Vip;
 
 /// What the agent of one node reports.
