@@ -103,13 +103,14 @@ ready() {
 
 rolled_out() {
   kn rollout status --timeout="${timeout}s" "$1" >/dev/null 2>&1 && return
-  local pods
-  pods=$(kn get "$1" -o jsonpath='{range .spec.selector.matchLabels}{@}{end}' 2>/dev/null) || true
-  say >&2
-  kn get "$1" >&2 || true
-  kn get pods -l "$(selector "$1")" -o wide >&2 || true
-  kn get events --field-selector type=Warning --sort-by=.lastTimestamp 2>/dev/null | tail -n 8 >&2 || true
-  fail 70 "$1 is not ready after $timeout s${pods:+; its pods and the latest warnings are above}"
+  {
+    echo
+    kn get "$1"
+    kn get pods -l "$(selector "$1")" -o wide
+    kn logs -l "$(selector "$1")" --tail=5 --prefix
+    kn get events --field-selector type=Warning,involvedObject.kind=Pod --sort-by=.lastTimestamp | tail -n 8
+  } >&2 || true
+  fail 70 "$1 is not ready after $timeout s: above are its pods, what they said last, and warnings"
 }
 
 selector() {

@@ -72,19 +72,37 @@ if [ -n "$local" ]; then
   context=$context/files
 fi
 
+# What an archive was made from: one that is still right is left alone.
+ingredients() { # image, name
+  {
+    echo "$2 $revision"
+    cat deploy/images/Containerfile
+    tar -C "$context/$1" --sort=name --mtime=@0 --owner=0 --group=0 -c .
+  } | sha256sum | cut -d ' ' -f 1
+}
+
 for image in "${images[@]}"; do
   name=$registry/$image:$tag
+  archive=$archives/$image.tar
+  if [ -n "$local" ] && [ -n "$archives" ] && [ -z "$push" ]; then
+    made_from=$(ingredients "$image" "$name")
+    if [ -e "$archive" ] && [ "$(cat "$archive.made-from" 2>/dev/null)" = "$made_from" ]; then
+      echo "$archive is up to date"
+      continue
+    fi
+  fi
   echo "building $name"
   "$engine" build --quiet "${arguments[@]}" --target "$image" -t "$name" "$context" >/dev/null
   if [ -n "$archives" ]; then
     mkdir -p "$archives"
-    rm -f "$archives/$image.tar"
+    rm -f "$archive" "$archive.made-from"
     case $engine in
-      docker) docker save -o "$archives/$image.tar" "$name" ;;
-      podman) podman save --quiet --format oci-archive -o "$archives/$image.tar" "$name" ;;
-      buildah) buildah push --quiet "$name" "oci-archive:$archives/$image.tar:$name" >/dev/null ;;
+      docker) docker save -o "$archive" "$name" ;;
+      podman) podman save --quiet --format oci-archive -o "$archive" "$name" ;;
+      buildah) buildah push --quiet "$name" "oci-archive:$archive:$name" >/dev/null ;;
     esac
-    echo "wrote $archives/$image.tar ($(du -h --apparent-size "$archives/$image.tar" | cut -f1))"
+    [ -z "${made_from:-}" ] || echo "$made_from" >"$archive.made-from"
+    echo "wrote $archive ($(du -h --apparent-size "$archive" | cut -f1))"
   fi
   [ -z "$push" ] || "$engine" push "$name"
 done

@@ -26,14 +26,7 @@ place() {
   esac
 }
 
-# The licence of the package that has the file; files of no package (our own programs) have none.
-licence() {
-  local package
-  package=$(dpkg-query -S "$1" "$(realpath "$1")" "/usr$1" 2>/dev/null | sed -n '1s/:.*//p') || true
-  [ -n "$package" ] && [ -e "/usr/share/doc/$package/copyright" ] || return 0
-  install -D -m 644 "/usr/share/doc/$package/copyright" "$root/usr/share/doc/$package/copyright"
-}
-
+files=()
 for program; do
   path=$(command -v "$program") || { echo "$0: $program is missing" >&2; exit 69; }
   # "libc.so.6 => /lib/… (0x…)" and "/lib64/ld-linux… (0x…)"; no output for a static program.
@@ -46,6 +39,12 @@ for program; do
     target=$(place "$file")
     [ -e "$target" ] && continue
     install -D -m 755 "$(realpath "$file")" "$target"
-    licence "$file"
+    files+=("$file" "$(realpath "$file")" "/usr$file")
   done
+done
+
+# Files of no package, our own programs, are not known to dpkg: it says so, and fails.
+{ dpkg-query -S "${files[@]}" 2>/dev/null || true; } | sed 's/:.*//' | sort -u | while read -r package; do
+  copyright=/usr/share/doc/$package/copyright
+  [ ! -e "$copyright" ] || install -D -m 644 "$copyright" "$root$copyright"
 done
