@@ -5,17 +5,21 @@
 //! directories whose files may be named so. One address spelled by two keys: the spelling that
 //! [`key`] gives wins, otherwise the lower key.
 
+mod candidates;
 mod decode;
 mod encode;
+mod node_report;
 #[cfg(test)]
 mod tests;
 
 use std::fmt::{self, Write};
 use std::net::IpAddr;
 
+pub use self::candidates::{decode_candidates, encode_candidates};
 pub use self::decode::{Decoded, decode_networks, decode_pods, decode_route_ids};
 pub(crate) use self::decode::{pod_key, pod_value, route_id_entries};
 pub use self::encode::{encode_networks, encode_pods, encode_route_ids};
+pub use self::node_report::{NodeReport, decode_node_report, encode_node_report, report_of_node};
 use crate::address::{Unusable, shortened};
 use crate::mappings::Violation;
 
@@ -35,6 +39,9 @@ pub const NETWORKS: &str = "egress-networks";
 pub const CANDIDATES: &str = "vip-candidates";
 /// Before the node's name: what that node reports.
 pub const NODE_REPORT_PREFIX: &str = "egress-node-";
+/// The label with the node's name on the objects of [`NODE_REPORT_PREFIX`]; not
+/// [`NODE_LABEL`], which selects pods.
+pub const REPORT_LABEL: &str = "egress.mapper.com/report-of";
 
 /// The keys of [`NETWORKS`].
 pub mod network_keys {
@@ -42,6 +49,15 @@ pub mod network_keys {
     pub const SERVICE_SUBNETS: &str = "service-subnets";
     pub const NODE_ADDRESSES: &str = "node-addresses";
     pub const EXCLUDED: &str = "excluded";
+}
+
+/// The keys of a node's report.
+pub mod report_keys {
+    /// Lines, each a VIP and since when the node holds it.
+    pub const HOLDS: &str = "holds";
+    pub const SYNCED: &str = "synced";
+    pub const MESSAGE: &str = "message";
+    pub const VERSION: &str = "version";
 }
 
 /// An object that [`Mappings`](crate::Mappings) are made of.
@@ -159,6 +175,17 @@ pub enum Reason {
     NoNodeAddress(Unusable),
     #[error("the key is unknown; use pod-subnets, service-subnets, node-addresses or excluded")]
     UnknownKey,
+    #[error(
+        "it is not the name of a node; write names as kubectl get nodes shows them, separated by \
+         commas"
+    )]
+    NoNodeName,
+    #[error("it does not begin with a VIP: {0}")]
+    NoHeldVip(Unusable),
+    #[error("it does not end with a time; write one as 2026-01-31T12:00:00Z")]
+    NoTime,
+    #[error("it is neither true nor false; write one of the two")]
+    NoTruth,
     #[error(
         "the same address has another value in {object} under key {key:?}, which counts; remove one \
          of the two"

@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod config_map;
+pub mod crd;
 pub mod mappings;
 pub mod networks;
 pub mod pod_ip;

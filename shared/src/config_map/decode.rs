@@ -139,7 +139,7 @@ fn node(text: &str) -> Result<IpAddr, Reason> {
     parse_usable(text).map_err(Reason::NoNodeAddress)
 }
 
-fn vip_key(key: &str) -> Result<Vip, Reason> {
+pub(super) fn vip_key(key: &str) -> Result<Vip, Reason> {
     let addr = addr_of_key(key).and_then(usable).map_err(Reason::KeyIsNoVip)?;
     Vip::try_from(addr).map_err(|invalid| Reason::KeyIsNoVip(invalid.why))
 }
@@ -161,31 +161,31 @@ pub(crate) fn pod_value(pod: PodIp, value: &str) -> Result<Option<Vip>, Reason> 
 }
 
 /// Entries by address, of which each keeps the best spelling.
-struct Spelled<'a, A, T> {
+pub(super) struct Spelled<'a, A, T> {
     object: &'a str,
     entries: BTreeMap<A, Spelling<'a, T>>,
     rejected: Vec<Rejected>,
 }
 
-struct Spelling<'a, T> {
-    key: &'a str,
-    value: &'a str,
-    meaning: T,
+pub(super) struct Spelling<'a, T> {
+    pub(super) key: &'a str,
+    pub(super) value: &'a str,
+    pub(super) meaning: T,
     /// Whether it is among the rejected already.
-    named: bool,
+    pub(super) named: bool,
 }
 
 impl<'a, A: Ord, T: PartialEq> Spelled<'a, A, T> {
-    fn new(object: &'a str) -> Self {
+    pub(super) fn new(object: &'a str) -> Self {
         Self { object, entries: BTreeMap::new(), rejected: Vec::new() }
     }
 
-    fn reject(&mut self, key: &str, value: &str, reason: Reason) {
+    pub(super) fn reject(&mut self, key: &str, value: &str, reason: Reason) {
         self.rejected.push(Rejected::new(self.object, key, value, reason));
     }
 
     /// Keys come in ascending order.
-    fn add(&mut self, address: A, addr: IpAddr, spelling: Spelling<'a, T>) {
+    pub(super) fn add(&mut self, address: A, addr: IpAddr, spelling: Spelling<'a, T>) {
         match self.entries.entry(address) {
             Entry::Vacant(vacant) => {
                 vacant.insert(spelling);
@@ -208,7 +208,10 @@ impl<'a, A: Ord, T: PartialEq> Spelled<'a, A, T> {
         }
     }
 
-    fn finish<M>(mut self, meaning: impl Fn(Spelling<'a, T>) -> M) -> Decoded<BTreeMap<A, M>> {
+    pub(super) fn finish<M>(
+        mut self,
+        meaning: impl Fn(Spelling<'a, T>) -> M,
+    ) -> Decoded<BTreeMap<A, M>> {
         self.rejected.sort();
         let entries = self.entries.into_iter().map(|(addr, entry)| (addr, meaning(entry)));
         Decoded { entries: entries.collect(), rejected: self.rejected }

@@ -1,0 +1,10 @@
+//! What the resolver sees, and what it answers: plain data, no client, no clock.
+
+mod observed;
+mod verdict;
+
+pub use self::observed::{Node, Observed, Owned, Owner, Pod};
+pub use self::verdict::{
+    EgressReason, EgressVerdict, Finding, HeldReason, InUseReason, MapperReason, MapperVerdict,
+    ObjectKey, Reason, Resolved, VipReason, VipVerdict,
+};

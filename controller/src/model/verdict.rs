@@ -1,0 +1,253 @@
+//! What is decided: what to publish, and what to say of each object.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use shared::crd::{egress, egress_mapper, vip};
+use shared::{ClusterNetworks, PodIp, RouteId, Vip};
+
+/// All that follows from what was observed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolved {
+    /// The accepted VIPs and the route id of each.
+    pub route_ids: BTreeMap<Vip, RouteId>,
+    /// By node: the addresses of the mapped pods there, each with its VIP; `None` holds the pod.
+    /// Nodes without any are not named.
+    pub shards: BTreeMap<String, BTreeMap<PodIp, Option<Vip>>>,
+    /// The cluster's own networks.
+    pub networks: ClusterNetworks,
+    /// The accepted VIPs and the nodes that may hold each, best first.
+    pub candidates: BTreeMap<Vip, Vec<String>>,
+    /// What is said of each Vip.
+    pub vips: BTreeMap<ObjectKey, VipVerdict>,
+    /// What is said of each Egress.
+    pub egresses: BTreeMap<ObjectKey, EgressVerdict>,
+    /// What is said of each `EgressMapper`.
+    pub mappers: BTreeMap<ObjectKey, MapperVerdict>,
+}
+
+/// Which object of a kind it is; shown as `namespace/name`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Whether a condition holds and why, in one word.
+pub trait Reason: Copy {
+    /// The type of the condition.
+    const CONDITION: &'static str;
+
+    /// Whether the condition's status is True.
+    fn holds(self) -> bool;
+
+    /// As it stands in the condition.
+    fn as_str(self) -> &'static str;
+}
+
+/// One condition of an object, but for its bookkeeping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding<R> {
+    pub reason: R,
+    /// For people: what is the case, which object is in the way, and what to do.
+    pub message: String,
+}
+
+impl<R: Reason> Finding<R> {
+    pub(crate) fn new(reason: R, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+
+    /// Whether the condition's status is True.
+    pub fn holds(&self) -> bool {
+        self.reason.holds()
+    }
+}
+
+/// What is said of a Vip.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VipVerdict {
+    pub accepted: Finding<VipReason>,
+    pub held: Finding<HeldReason>,
+    pub in_use: Finding<InUseReason>,
+    /// The route id, if it is accepted.
+    pub route_id: Option<RouteId>,
+    /// The node that holds the address, if it is accepted.
+    pub holder: Option<String>,
+    /// The Egresses that use it, in order; a finalizer keeps it while there are any.
+    pub used_by: Vec<ObjectKey>,
+    /// How many pods leave with it.
+    pub pods: usize,
+}
+
+/// What is said of an Egress.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EgressVerdict {
+    pub ready: Finding<EgressReason>,
+    /// How many live pods match, apart from those on the host network.
+    pub pods: usize,
+    /// How many of them leave with the VIP.
+    pub mapped: usize,
+    /// How many pods match and are on the host network or finished.
+    pub left_out: usize,
+}
+
+/// What is said of an `EgressMapper`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapperVerdict {
+    pub accepted: Finding<MapperReason>,
+    /// It is the one that counts.
+    pub counts: bool,
+    /// How many nodes may hold VIPs, if it counts.
+    pub gateways: usize,
+}
+
+/// Why a Vip is accepted or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum VipReason {
+    Accepted,
+    InvalidAddress,
+    AddressConflict,
+    RouteIdConflict,
+    NoFreeRouteId,
+    WrongNamespace,
+}
+
+/// Whether a node holds a VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HeldReason {
+    Held,
+    NoHolder,
+    NotAccepted,
+}
+
+/// Whether Egresses use a Vip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum InUseReason {
+    InUse,
+    NotInUse,
+    NotAccepted,
+}
+
+/// Why the pods of an Egress leave with its VIP or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EgressReason {
+    Mapped,
+    NoMatchingPods,
+    VipNotFound,
+    VipNotAccepted,
+    /// No node holds the VIP and the Egress says `NodeAddress`.
+    VipNotHeld,
+    NotPermitted,
+    UnknownKind,
+    /// The fields do not fit together (admission refuses that).
+    InvalidSpec,
+    Overridden,
+}
+
+/// Whether an `EgressMapper` counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MapperReason {
+    Accepted,
+    WrongNamespace,
+    /// An older one counts.
+    NotTheOldest,
+    /// It counts, but not all of its networks can be used.
+    InvalidNetworks,
+}
+
+impl Reason for VipReason {
+    const CONDITION: &'static str = vip::condition::ACCEPTED;
+
+    fn holds(self) -> bool {
+        self == Self::Accepted
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "Accepted",
+            Self::InvalidAddress => "InvalidAddress",
+            Self::AddressConflict => "AddressConflict",
+            Self::RouteIdConflict => "RouteIdConflict",
+            Self::NoFreeRouteId => "NoFreeRouteId",
+            Self::WrongNamespace => "WrongNamespace",
+        }
+    }
+}
+
+impl Reason for HeldReason {
+    const CONDITION: &'static str = vip::condition::HELD;
+
+    fn holds(self) -> bool {
+        self == Self::Held
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Held => "Held",
+            Self::NoHolder => "NoHolder",
+            Self::NotAccepted => "NotAccepted",
+        }
+    }
+}
+
+impl Reason for InUseReason {
+    const CONDITION: &'static str = vip::condition::IN_USE;
+
+    fn holds(self) -> bool {
+        self == Self::InUse
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::InUse => "InUse",
+            Self::NotInUse => "NotInUse",
+            Self::NotAccepted => "NotAccepted",
+        }
+    }
+}
+
+impl Reason for EgressReason {
+    const CONDITION: &'static str = egress::condition::READY;
+
+    fn holds(self) -> bool {
+        self == Self::Mapped
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Mapped => "Mapped",
+            Self::NoMatchingPods => "NoMatchingPods",
+            Self::VipNotFound => "VipNotFound",
+            Self::VipNotAccepted => "VipNotAccepted",
+            Self::VipNotHeld => "VipNotHeld",
+            Self::NotPermitted => "NotPermitted",
+            Self::UnknownKind => "UnknownKind",
+            Self::InvalidSpec => "InvalidSpec",
+            Self::Overridden => "Overridden",
+        }
+    }
+}
+
+impl Reason for MapperReason {
+    const CONDITION: &'static str = egress_mapper::condition::ACCEPTED;
+
+    fn holds(self) -> bool {
+        self == Self::Accepted
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "Accepted",
+            Self::WrongNamespace => "WrongNamespace",
+            Self::NotTheOldest => "NotTheOldest",
+            Self::InvalidNetworks => "InvalidNetworks",
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What a node says of itself: how its report is written and read.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::{Decoded, Reason, Rejected, key, report_keys};
+use crate::Vip;
+
+/// What the agent of one node reports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeReport {
+    /// The VIPs that are an address of the node, each with the time since when it is.
+    pub holds: BTreeMap<Vip, Timestamp>,
+    /// The node's kernel holds all that the mappings ask for.
+    pub synced: bool,
+    /// Why it does not, or what else a person should know; may be empty.
+    pub message: String,
+    /// The version of the agent.
+    pub agent_version: String,
+}
+
+/// The data of one node's object: always all four keys.
+pub fn encode_node_report(report: &NodeReport) -> BTreeMap<String, String> {
+    let NodeReport { holds, synced, message, agent_version } = report;
+    let holds: Vec<String> = holds.iter().map(|(vip, since)| format!("{vip} {since}")).collect();
+    [
+        (report_keys::HOLDS, holds.join("\n")),
+        (report_keys::SYNCED, synced.to_string()),
+        (report_keys::MESSAGE, message.clone()),
+        (report_keys::VERSION, agent_version.clone()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
+}
+
+/// Reads `object` as the report of a node. A key that is missing says nothing: no VIP, not in sync.
+///
+/// Unknown keys are passed over: an agent may be newer than the controller. A VIP that is named
+/// twice counts since the earlier time.
+pub fn decode_node_report(object: &str, data: &BTreeMap<String, String>) -> Decoded<NodeReport> {
+    let text = |key: &str| data.get(key).map(|value| value.trim()).unwrap_or_default();
+    let mut rejected = Vec::new();
+    let mut holds: BTreeMap<Vip, Timestamp> = BTreeMap::new();
+    for line in text(report_keys::HOLDS).lines().map(str::trim).filter(|line| !line.is_empty()) {
+        match held(line) {
+            Ok((vip, since)) => {
+                holds.entry(vip).and_modify(|other| *other = since.min(*other)).or_insert(since);
+            }
+            Err(reason) => {
+                rejected.push(Rejected::new(object, report_keys::HOLDS, line, reason));
+            }
+        }
+    }
+    let synced = match text(report_keys::SYNCED) {
+        "true" => true,
+        "false" | "" => false,
+        other => {
+            rejected.push(Rejected::new(object, report_keys::SYNCED, other, Reason::NoTruth));
+            false
+        }
+    };
+    rejected.sort();
+    let message = text(report_keys::MESSAGE).to_owned();
+    let agent_version = text(report_keys::VERSION).to_owned();
+    Decoded { entries: NodeReport { holds, synced, message, agent_version }, rejected }
+}
+
+/// A VIP and since when, separated by white space.
+fn held(line: &str) -> Result<(Vip, Timestamp), Reason> {
+    let (vip, since) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    let vip = vip.parse::<Vip>().map_err(|invalid| Reason::NoHeldVip(invalid.why))?;
+    let since = since.trim().parse().map_err(|_| Reason::NoTime)?;
+    Ok((vip, since))
+}
+
+/// The name of the object with that node's report.
+pub fn report_of_node(node: &str) -> String {
+    format!("{}{node}", super::NODE_REPORT_PREFIX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::btree_map;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn data(entries: &[(&str, &str)]) -> BTreeMap<String, String> {
+        entries.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_report_survives_being_written_and_read(
+            holds in btree_map(1..250u8, 0..4_000_000_000_000i64, 0..5),
+            synced: bool,
+            message in "([a-z:]{1,5} ?[a-z]{1,5})?",
+        ) {
+            let holds = holds.into_iter().map(|(n, at)| {
+                let vip = if n % 2 == 0 { format!("192.168.0.{n}") } else { format!("fd00::{n}") };
+                (vip.parse().unwrap(), Timestamp::from_millisecond(at).unwrap())
+            });
+            let agent_version = "0.1.0".to_owned();
+            let report = NodeReport { holds: holds.collect(), synced, message, agent_version };
+            let decoded = decode_node_report("egress-node-a", &encode_node_report(&report));
+            prop_assert_eq!(decoded, Decoded { entries: report, rejected: vec![] });
+        }
+
+        #[test]
+        fn nonsense_is_no_report_and_no_failure(holds: String, synced: String, key: String) {
+            let data = data(&[("holds", &holds), ("synced", &synced), (&key, "x")]);
+            let Decoded { entries, rejected } = decode_node_report("egress-node-a", &data);
+            let lines = holds.lines().filter(|line| !line.trim().is_empty()).count();
+            let names_holds = rejected.iter().filter(|rejected| rejected.key == "holds").count();
+            prop_assert!(entries.holds.len() + names_holds >= lines.min(1));
+        }
+    }
+
+    #[test]
+    fn bad_lines_are_named_and_the_others_count() {
+        let holds = "192.168.0.1 2026-11-23T10:00:00Z\nfd00::1\n127.0.0.1 2026-11-23T10:00:00Z\n\
+                     192.168.0.1\t2026-11-23T09:00:00+00:00";
+        let data = data(&[("holds", holds), ("synced", "yes"), ("later", "1")]);
+        let Decoded { entries, rejected } = decode_node_report("egress-node-a", &data);
+        let expected = data_of(&entries);
+        assert_eq!(
+            expected,
+            "holds=192.168.0.1 2026-11-23T09:00:00Z\nmessage=\nsynced=false\nversion="
+        );
+        let texts: Vec<_> = rejected.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "egress-node-a, key \"holds\", value \"127.0.0.1 2026-11-23T10:00:00Z\": it does \
+                 not begin with a VIP: it is a loopback address; use one that other hosts can reach",
+                "egress-node-a, key \"holds\", value \"fd00::1\": it does not end with a time; write \
+                 one as 2026-01-31T12:00:00Z",
+                "egress-node-a, key \"synced\", value \"yes\": it is neither true nor false; write \
+                 one of the two",
+            ]
+        );
+    }
+
+    fn data_of(report: &NodeReport) -> String {
+        let lines: Vec<_> = encode_node_report(report)
+            .into_iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        lines.join("\n")
+    }
+}
