@@ -3,11 +3,12 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-/// Seconds after which any program this crate waits for is killed.
-const TIMEOUT_SECONDS: &str = "20";
+/// After which any program this crate waits for is killed, unless told otherwise.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs a program and returns its standard output.
 ///
@@ -20,10 +21,19 @@ pub fn run<S: AsRef<str>>(command: &[S]) -> Result<String> {
 
 /// As [`run`], with `input` on standard input.
 pub fn run_with_input<S: AsRef<str>>(command: &[S], input: &str) -> Result<String> {
+    run_within(TIMEOUT, command, input)
+}
+
+/// As [`run_with_input`], killing the program after `timeout`.
+pub(crate) fn run_within<S: AsRef<str>>(
+    timeout: Duration,
+    command: &[S],
+    input: &str,
+) -> Result<String> {
     let words: Vec<&str> = command.iter().map(AsRef::as_ref).collect();
     let shown = words.join(" ");
     let mut child = Command::new("timeout")
-        .args(["--foreground", "-k", "1", TIMEOUT_SECONDS])
+        .args(["--foreground", "-k", "1", &timeout.as_secs_f32().to_string()])
         .args(&words)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

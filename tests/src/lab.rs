@@ -16,7 +16,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process;
-use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -140,14 +139,15 @@ impl LabBuilder {
     /// Builds it. What dead test processes left behind is removed before.
     pub fn build(self) -> Result<Lab> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        static SWEPT: Once = Once::new();
-        SWEPT.call_once(|| {
-            // A leftover does not disturb this laboratory; the next run tries again.
-            let _ = sweep::sweep();
-        });
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.build_named(sweep::prefix(process::id(), number))
+    }
+
+    /// Builds it with names that begin so.
+    pub(crate) fn build_named(self, prefix: String) -> Result<Lab> {
+        sweep::sweep_once();
         // From here on, dropping `lab` removes what has been made so far.
-        let lab = Lab::new(self, sweep::prefix(process::id(), number))?;
+        let lab = Lab::new(self, prefix)?;
         wiring::build(&lab).context("cannot build the laboratory")?;
         Ok(lab)
     }
@@ -335,8 +335,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let names: Vec<String> = sweep::leftovers_of(&self.prefix);
-        let outcome = sweep::remove(&names);
+        let outcome = sweep::remove(&self.prefix);
         // A second panic would abort the test run and hide the first.
         assert!(
             outcome.is_ok() || thread::panicking(),

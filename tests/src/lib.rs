@@ -10,7 +10,9 @@ mod announce;
 mod capture;
 mod cluster;
 mod command;
+mod guard;
 mod host;
+mod kubernetes;
 mod lab;
 mod load;
 mod mappings_dir;
@@ -28,7 +30,9 @@ pub use agent::{Agent, HEALTH_PORT};
 pub use capture::{Capture, Flow, Seen};
 pub use cluster::{Cluster, KernelText, seen_as, vip};
 pub use command::{run, run_with_input};
+pub use guard::guard;
 pub use host::{Host, TcpCounters};
+pub use kubernetes::{ApiServer, PodIdentity};
 pub use lab::{
     CLUSTER_IP_PORT, Family, Lab, LabBuilder, Masquerade, NODE_PORT, SERVICE_TARGET_PORT,
     TrafficPolicy,
