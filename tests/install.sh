@@ -7,7 +7,7 @@ declare -A needed=(
   [nft]=nftables [ip]=iproute2 [tc]=iproute2 [bridge]=iproute2
   [iptables-nft]=iptables [iptables-legacy]=iptables
   [conntrack]=conntrack [tcpdump]=tcpdump [ping]=iputils-ping [setpriv]=util-linux
-  [cc]=gcc
+  [cc]=gcc [strip]=binutils [buildah]=buildah [keepalived]=keepalived
 )
 
 [ "$(id -u)" = 0 ] || { echo "$0: run as root: network namespaces and packages need it" >&2; exit 77; }
