@@ -29,7 +29,7 @@ mod wait;
 
 pub use agent::{Agent, HEALTH_PORT};
 pub use capture::{Capture, Flow, Seen};
-pub use cluster::{Cluster, KernelText, seen_as, vip};
+pub use cluster::{Cluster, KernelText, kernel_text, seen_as, vip};
 pub use controller::{Controller, ObjectCluster};
 pub use command::{run, run_with_input};
 pub use guard::guard;
