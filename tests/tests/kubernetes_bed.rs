@@ -7,7 +7,7 @@ use k8s_openapi::api::authentication::v1::{SelfSubjectReview, UserInfo};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt};
-use tests::{ApiServer, Lab, eventually, leftovers_of};
+use tests::{ApiServer, KubeCluster, Lab, eventually, leftovers_of};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -87,5 +87,24 @@ fn nothing_is_left_of_an_api_server() -> Result<()> {
     eventually(SOON, || server.kubectl(&["get", "serviceaccount", "default"]).is_ok());
     drop(server);
     assert_eq!(leftovers_of(&prefix), [""; 0]);
+    Ok(())
+}
+
+#[test]
+fn cluster_first_try() -> Result<()> {
+    let start = std::time::Instant::now();
+    let cluster = KubeCluster::shared()?;
+    eprintln!("up in {:?}", start.elapsed());
+    let start = std::time::Instant::now();
+    let pod = cluster.run_pod("default", "one", Some(1), "{}")?;
+    eprintln!("pod in {:?}: {pod:?}", start.elapsed());
+    eprintln!("{}", cluster.exec(&pod, &["ping", "-c1", "192.168.122.64"])?);
+    eprintln!("{}", cluster.exec(&pod, &["ping", "-c1", "fd00:122::64"])?);
+    let start = std::time::Instant::now();
+    cluster.delete_pod(&pod)?;
+    eprintln!("deleted in {:?}: {pod:?}", start.elapsed());
+    std::thread::sleep(Duration::from_secs(
+        std::env::var("HOLD").map_or(0, |t| t.parse().unwrap()),
+    ));
     Ok(())
 }

@@ -197,6 +197,14 @@ metadata: {{namespace: {name}, name: default}}
         self.wait_ready()
     }
 
+    /// Lets all of it run on; see [`Guard::keep`].
+    pub(super) fn keep(mut self) -> Result<u32> {
+        let guard = self.guard.keep()?;
+        // Dropping it would end the programs.
+        std::mem::forget(self);
+        Ok(guard)
+    }
+
     pub(super) fn start_in(lab: Option<&Lab>, guard: Guard) -> Result<Self> {
         let files = guard.files();
         let name = "api".to_owned();
