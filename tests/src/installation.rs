@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::agent::Agent;
 use crate::command::run_within;
-use crate::kubernetes::KubeCluster;
+use crate::kubernetes::{KubeCluster, KubeNode};
 use crate::shell::{Shell, repository};
 
 const IMAGES: [&str; 3] = ["egress-mapper", "kube-egress", "kube-keepalived-vip"];
@@ -112,25 +112,55 @@ spec: {spec}
         Ok(left.join("\n"))
     }
 
-    /// Kills the container of a pod, as a crash does; kubelet starts it again.
-    pub fn kill_container(&self, pod: &str) -> Result<()> {
-        let line = format!(
+    /// The running container of a pod in namespace `default` that has one.
+    pub fn container_of(&self, pod: &str) -> Result<Container<'_>> {
+        let text = self.sh(&format!(
             "kubectl get pod {pod} -o jsonpath='{{.spec.nodeName}} {{.status.containerStatuses[0].containerID}}'"
-        );
-        let text = self.sh(&line)?;
-        let (node, container) = text
+        ))?;
+        let (name, id) = text
             .trim()
             .split_once(" containerd://")
             .with_context(|| format!("the pod {pod} has no container: {text}"))?;
-        let node = self.cluster.nodes().iter().find(|other| other.host().name == node);
-        let node = node.with_context(|| format!("no node of {pod}"))?;
-        node.run(&["ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", container]).map(drop)
+        let node = self.cluster.nodes().iter().find(|node| node.host().name == name);
+        let node = node.with_context(|| format!("there is no node {name}"))?;
+        Ok(Container { node, pod: pod.to_owned(), id: id.to_owned() })
     }
 
     /// Names of the pods with that label.
     pub fn pods_of(&self, label: &str) -> Result<Vec<String>> {
         let text = self.sh(&format!("kubectl get pods -l {label} -o name"))?;
         Ok(text.lines().filter_map(|line| line.strip_prefix("pod/")).map(str::to_owned).collect())
+    }
+}
+
+/// A container as its node's containerd knows it: it can be asked for without the API server.
+#[derive(Debug)]
+pub struct Container<'a> {
+    node: &'a KubeNode,
+    pod: String,
+    id: String,
+}
+
+impl Container<'_> {
+    /// Kills its process, as a crash does; kubelet starts another container.
+    pub fn kill(&self) -> Result<()> {
+        self.ctr(&["tasks", "kill", "-s", "SIGKILL", &self.id]).map(drop)
+    }
+
+    /// Whether another container of the same pod runs.
+    pub fn has_successor(&self) -> Result<bool> {
+        let filter = format!(
+            "labels.\"io.kubernetes.pod.name\"=={},labels.\"io.cri-containerd.kind\"==container",
+            self.pod
+        );
+        let containers = self.ctr(&["containers", "list", "-q", &filter])?;
+        let tasks = self.ctr(&["tasks", "list"])?;
+        let runs = |id: &str| tasks.lines().any(|t| t.starts_with(id) && t.contains("RUNNING"));
+        Ok(containers.lines().any(|id| id != self.id && runs(id)))
+    }
+
+    fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        self.node.run(&[&["ctr", "-n", "k8s.io"], arguments].concat())
     }
 }
 
