@@ -49,10 +49,17 @@ pub struct Action {
 /// How to run.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// Where mappings come from: one sub-directory per ConfigMap, one file per key.
+    /// Where mappings come from: one sub-directory per ConfigMap, one file per key; by default, in a
+    /// pod or with KUBECONFIG set, the API server.
     #[arg(long, value_name = "DIR", env = "EGRESS_MAPPINGS_DIR")]
     pub mappings_dir: Option<PathBuf>,
-    /// The name of this node, for logs and metrics; by default the host's name.
+    /// The namespace of the ConfigMaps, and of the agent's DaemonSet.
+    #[arg(long, value_name = "NAME", default_value = "default", env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// The agent's DaemonSet: when it is being deleted, SIGTERM has everything of ours removed.
+    #[arg(long, value_name = "NAME", default_value = "kube-egress")]
+    pub daemon_set: String,
+    /// The name of this node, as the cluster calls it; by default the host's name.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node_name: Option<String>,
     /// How often the whole kernel state is looked at, without any notice: seconds, as 5 or 5s.

@@ -6,6 +6,7 @@
 //! interface), 70 anything else.
 
 mod counters;
+mod origin;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -16,15 +17,17 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::errno::Errno;
 use prometheus_client::registry::Registry;
-use shared::config_map::Object;
 use shared::telemetry::{self, Health, LogsError, ServeError};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, info_span};
+use tracing::{error, info, info_span, warn};
 
 use self::counters::KernelCounters;
+use self::origin::Origin;
+use crate::api_server::{ApiServer, ApiServerError, told};
 use crate::cli::{Cli, Output};
 use crate::desired::Settings;
 use crate::kernel::{Kernel, KernelError};
@@ -34,17 +37,23 @@ use crate::node_facts::NoUplink;
 use crate::report::{Report, report};
 use crate::routing::InvalidOwnership;
 use crate::run::Agent;
-use crate::sources::directory::{DirectorySource, SourceError};
+use crate::sources::directory::SourceError;
 use crate::sync::Sync;
 
 /// How long the main loop may be busy before `/healthz` says that it is stuck: the first load of a
 /// very large node takes some seconds.
 const STUCK_AFTER: Duration = Duration::from_mins(1);
 
+/// How long to wait for word on the DaemonSet at the end.
+const UNINSTALLED_WITHIN: Duration = Duration::from_secs(3);
+
 /// Why a command cannot be carried out at all.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error("nothing to do: name a directory of mappings with --mappings-dir, or see --help")]
+    #[error(
+        "nothing to do: name a directory of mappings with --mappings-dir, or run in a pod or set \
+         KUBECONFIG to read them from the API server; see --help"
+    )]
     NoSource,
     #[error(
         "cannot work without CAP_NET_ADMIN; run as root with it, or add NET_ADMIN to the \
@@ -90,7 +99,7 @@ fn code(error: &anyhow::Error) -> u8 {
         }
     } else if error.is::<InvalidOwnership>() || error.is::<LogsError>() {
         USAGE
-    } else if error.is::<SourceError>() {
+    } else if error.is::<SourceError>() || error.is::<ApiServerError>() {
         CONFIGURATION
     } else if error.is::<ServeError>() {
         UNAVAILABLE
@@ -200,7 +209,12 @@ fn need_nft(program: &str) -> Result<(), Refusal> {
 }
 
 async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
-    let directory = cli.run.mappings_dir.as_deref().ok_or(Refusal::NoSource)?;
+    let directory = cli.run.mappings_dir.as_deref();
+    let api_server = match directory {
+        Some(_) => None,
+        None if ApiServer::is_offered() => Some(ApiServer::find(&cli.run.namespace).await?),
+        None => return Err(Refusal::NoSource.into()),
+    };
     need_nft(&cli.kernel.nft)?;
     let kernel = open(cli, &settings)?;
     let notifications = kernel.subscribe().map_err(missing_capability)?;
@@ -208,27 +222,28 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
         let facts = kernel.node_facts().await.map_err(missing_capability)?;
         facts.exists(name).map_err(Refusal::Interface)?;
     }
-    let source = DirectorySource::open(directory, |object| Object::of_name(object).is_some())?;
+    let node = cli.run.node_name();
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let origin = Origin::open(directory, api_server.as_ref(), &node, &mut registry)?;
     let listener = telemetry::listen(cli.run.listen).await.map_err(|error| match error {
         ServeError::Listen { addr, source } => Refusal::Port { addr, why: source }.into(),
         error @ ServeError::Serve(_) => anyhow::Error::from(error),
     })?;
 
-    let mut registry = Registry::default();
-    let metrics = Metrics::register(&mut registry);
     registry.register_collector(Box::new(KernelCounters::of(cli.kernel.tables())));
     let health = Health::new(STUCK_AFTER);
     let shutdown = CancellationToken::new();
     let server = serve_aside(listener, registry, health.clone(), shutdown.clone())?;
     stop_on_signals(&shutdown)?;
 
-    let node = cli.run.node_name();
     let span = info_span!("agent", node);
     let _entered = span.enter();
-    info!(directory = %directory.display(), listen = %cli.run.listen, "started");
+    info!(mappings = origin.address, listen = %cli.run.listen, "started");
     let agent = Agent {
-        sync: Sync::new(kernel, settings, metrics.clone()),
-        source,
+        sync: Sync::new(kernel, settings.clone(), metrics.clone(), origin.store),
+        source: origin.source,
+        reporter: origin.reporter,
         notifications,
         metrics,
         health,
@@ -240,8 +255,32 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
     server
         .join()
         .map_err(|_| anyhow::anyhow!("the server of probes and metrics has panicked"))??;
+    if uninstalled(api_server.as_ref(), &cli.run.daemon_set).await {
+        return clean_up(cli, settings).await;
+    }
     info!("stopped; the rules stay, and work without an agent");
     Ok(())
+}
+
+/// Whether the agent stops for good. Without a clear answer it does not.
+async fn uninstalled(server: Option<&ApiServer>, daemon_set: &str) -> bool {
+    let Some(server) = server else { return false };
+    match timeout(UNINSTALLED_WITHIN, server.daemon_set_goes(daemon_set)).await {
+        Ok(Ok(goes)) => {
+            if goes {
+                info!("DaemonSet {daemon_set} is deleted: removing everything of ours");
+            }
+            goes
+        }
+        Ok(Err(error)) => {
+            warn!("cannot tell whether DaemonSet {daemon_set} is deleted: {}", told(&error));
+            false
+        }
+        Err(_) => {
+            warn!("cannot tell whether DaemonSet {daemon_set} is deleted: no answer in time");
+            false
+        }
+    }
 }
 
 /// On a thread of its own: a probe must not wait for a synchronisation.

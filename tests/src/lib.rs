@@ -31,7 +31,7 @@ mod witness;
 
 pub use agent::{Agent, HEALTH_PORT};
 pub use capture::{Capture, Flow, Seen};
-pub use cluster::{Cluster, KernelText, seen_as, vip};
+pub use cluster::{Cluster, KernelText, kernel_text, seen_as, vip};
 pub use command::{run, run_with_input};
 pub use guard::guard;
 pub use host::{Host, TcpCounters};
