@@ -1,5 +1,6 @@
 //! The controller: turns `Vip` and `Egress` objects into the `ConfigMaps` that agents read.
 
+pub mod candidates;
 pub mod cli;
 pub mod commands;
 pub mod daemon_sets;
@@ -8,6 +9,7 @@ pub mod metrics;
 pub mod model;
 pub mod publish;
 pub mod resolve;
+pub mod route_ids;
 pub mod run;
 pub mod watch;
 pub mod world;
