@@ -8,6 +8,7 @@ pub mod leader;
 pub mod metrics;
 pub mod model;
 pub mod publish;
+pub mod report;
 pub mod resolve;
 pub mod route_ids;
 pub mod run;

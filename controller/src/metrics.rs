@@ -43,7 +43,7 @@ pub enum Part {
 }
 
 /// What there are verdicts on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Vip,
     Egress,

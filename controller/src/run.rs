@@ -3,13 +3,16 @@
 //! One pass is: observe what is known, [`resolve`], publish, hand what there is to report to those
 //! who write it in their own time: mappings never wait for status.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client};
 use shared::config_map;
 use shared::crd::{self, Kind};
 use shared::telemetry::Health;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
@@ -18,6 +21,7 @@ use crate::leader::Leadership;
 use crate::metrics::{Kind as Judged, Metrics, Part};
 use crate::model::{Reason, Resolved};
 use crate::publish::{PublishError, Publisher, Wanted};
+use crate::report::{Task, Writer, report};
 use crate::resolve::resolve;
 use crate::watch::follow;
 use crate::world::{self, News, World};
@@ -39,6 +43,9 @@ pub struct Controller {
     client: Client,
     world: World,
     publisher: Publisher,
+    writer: Writer,
+    reports: watch::Sender<Arc<Vec<Task>>>,
+    writing: JoinHandle<()>,
     leadership: Leadership,
     metrics: Metrics,
     health: Health,
@@ -62,18 +69,35 @@ impl Controller {
     pub fn new(
         client: Client,
         namespace: &str,
-        _identity: &str,
+        identity: &str,
         leadership: Leadership,
         metrics: Metrics,
         health: Health,
     ) -> Self {
         let publisher =
             Publisher::new(client.clone(), namespace, leadership.clone(), metrics.clone());
-        Self { client, world: World::new(namespace), publisher, leadership, metrics, health }
+        let writer = Writer::new(
+            client.clone(),
+            namespace,
+            identity,
+            leadership.clone(),
+            metrics.clone(),
+        );
+        let (reports, told) = watch::channel(Arc::default());
+        let writing = tokio::spawn(writer.clone().run(told));
+        let world = World::new(namespace);
+        Self { client, world, publisher, writer, reports, writing, leadership, metrics, health }
     }
 
     /// Runs until `shutdown`; nothing is written any more when it returns.
     pub async fn run(mut self, shutdown: CancellationToken) {
+        self.work(&shutdown).await;
+        self.writing.abort();
+        // It ends as cancelled, as it was told to.
+        drop(self.writing.await);
+    }
+
+    async fn work(&mut self, shutdown: &CancellationToken) {
         let (sender, mut news) = mpsc::channel(BACKLOG);
         follow_all(&self.client, self.world.namespace(), &sender);
         drop(sender);
@@ -136,6 +160,9 @@ impl Controller {
             // What others have written meanwhile is known, what they were about to is not.
             due.pass = true;
         }
+        if !leads && due.led {
+            self.reports.send_replace(Arc::default());
+        }
         due.led = leads;
         let is_time = due.at.is_some_and(|at| at <= Instant::now());
         if !leads || !(due.pass || is_time) {
@@ -169,6 +196,8 @@ impl Controller {
         let started = Instant::now();
         let resolved = resolve(&self.world.observed());
         self.tell(&resolved);
+        let confirmed = self.writer.confirmed();
+        let tasks = report(&self.world, &resolved, &confirmed, Timestamp::now());
         let wanted = self.wanted(resolved);
         due.effort = started.elapsed();
         self.metrics.took(Part::Resolve, due.effort);
@@ -176,6 +205,8 @@ impl Controller {
         let outcome = self.publisher.publish(&wanted, &mut self.world.config_maps).await;
         self.metrics.took(Part::Publish, started.elapsed());
         debug!(took = ?started.elapsed(), "published");
+        // Told also if something was not written: those who wait should know why.
+        self.reports.send_replace(Arc::new(tasks));
         outcome
     }
 

@@ -39,9 +39,21 @@ pub struct SeenDaemonSet {
     pub digest: Option<String>,
     pub owner: Option<String>,
     pub terminating: bool,
+    /// The generation that the numbers below are about.
+    pub observed_generation: i64,
     pub desired_pods: i64,
     pub ready_pods: i64,
     pub updated_pods: i64,
+}
+
+impl SeenDaemonSet {
+    /// Every pod that should run does, and is of the newest make.
+    pub fn is_complete(&self) -> bool {
+        self.desired_pods > 0
+            && self.ready_pods >= self.desired_pods
+            && self.updated_pods >= self.desired_pods
+            && self.observed_generation == self.generation
+    }
 }
 
 /// What was there before, by kind of news.

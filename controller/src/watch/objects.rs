@@ -183,6 +183,7 @@ pub struct DaemonSetObject {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DaemonSetStatus {
+    pub observed_generation: i64,
     pub desired_number_scheduled: i64,
     pub number_ready: i64,
     pub updated_number_scheduled: i64,

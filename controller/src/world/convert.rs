@@ -83,6 +83,7 @@ pub fn daemon_set(object: DaemonSetObject) -> Option<SeenDaemonSet> {
         digest: metadata.annotations.and_then(|mut notes| notes.remove(DIGEST)),
         owner: owners.into_iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid),
         terminating: metadata.deletion_timestamp.is_some(),
+        observed_generation: status.observed_generation,
         desired_pods: status.desired_number_scheduled,
         ready_pods: status.number_ready,
         updated_pods: status.updated_number_scheduled,
