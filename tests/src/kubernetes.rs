@@ -7,6 +7,7 @@
 mod api_server;
 mod client;
 mod cluster;
+mod control_plane;
 mod node;
 mod node_files;
 mod pod;
@@ -14,7 +15,7 @@ mod program;
 mod workload;
 
 pub use api_server::ApiServer;
-pub use cluster::KubeCluster;
+pub use cluster::{KubeCluster, ProxyMode};
 pub use node::KubeNode;
 pub use pod::RunningPod;
 pub use workload::PodIdentity;

@@ -17,8 +17,29 @@ use crate::lab::{Lab, LabBuilder};
 use crate::wait::wait_until;
 
 const IMAGE_SCRIPT: &str = include_str!("busybox-image.sh");
+/// `True` for every node that is ready and takes pods.
+const READINESS: &str = "jsonpath={range .items[*]}\
+    {.status.conditions[?(@.type==\"Ready\")].status}{.spec.taints[*].key} {end}";
 const READY_WITHIN: Duration = Duration::from_secs(90);
 const SETTLED_WITHIN: Duration = Duration::from_secs(30);
+
+/// How kube-proxy makes Services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyMode {
+    /// In an nftables table of its own.
+    Nftables,
+    /// By `iptables`, the default of most clusters.
+    Iptables,
+}
+
+impl ProxyMode {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        }
+    }
+}
 
 /// A real Kubernetes on the machines of a [`Lab`]: node `n<i>` is `lab().node(i)`, and the control
 /// plane is one more machine of the LAN. Pods and Services have addresses of both families.
@@ -34,13 +55,14 @@ pub struct KubeCluster {
 impl KubeCluster {
     /// Starts one with three workers and waits until all are ready.
     pub fn start() -> Result<Self> {
-        Self::start_on(Lab::builder(), "nftables")
+        Self::start_on(Lab::builder(), ProxyMode::Nftables)
     }
 
-    /// Starts one on such a laboratory, without its pods, with kube-proxy in that mode.
-    pub fn start_on(lab: LabBuilder, proxy_mode: &str) -> Result<Self> {
+    /// Starts one on such a laboratory, with kube-proxy in that mode. The laboratory masquerades as
+    /// flannel does; its own pods and Service are left out.
+    pub fn start_on(lab: LabBuilder, proxy_mode: ProxyMode) -> Result<Self> {
         let guard = Guard::start()?;
-        let lab = lab.pods_per_node(0).build_named(guard.prefix())?;
+        let lab = lab.for_kubernetes().build_named(guard.prefix())?;
         let server = ApiServer::start_in(Some(&lab), guard)?;
         server.start_controller_manager()?;
         server.start_scheduler()?;
@@ -135,18 +157,20 @@ impl KubeCluster {
     fn wait_ready(&self) -> Result<()> {
         let mut answer = Err(anyhow!("nobody asked"));
         let ready = wait_until(READY_WITHIN, || {
-            if let Err(error) = self.nodes.iter().try_for_each(KubeNode::check_running) {
-                answer = Err(error);
+            answer = self.nodes.iter().try_for_each(KubeNode::check_running);
+            if answer.is_err() {
                 return true;
             }
-            let ready = r#"jsonpath={range .items[*]}{.status.conditions[?(@.type=="Ready")].status}{.spec.taints[*].key} {end}"#;
-            answer = self.server.kubectl(&["get", "nodes", "-o", ready]);
-            answer.as_ref().is_ok_and(|text| {
-                text.split(' ').filter(|node| *node == "True").count() == self.nodes.len()
-            })
+            let ready = self.server.kubectl(&["get", "nodes", "-o", READINESS]);
+            ready.is_ok_and(|text| text == "True ".repeat(self.nodes.len()))
         });
-        let text = answer?;
-        ensure!(ready, "the nodes were not ready within {READY_WITHIN:?}: {text}");
+        answer?;
+        ensure!(
+            ready,
+            "the nodes were not ready within {READY_WITHIN:?}:\n{}\n{}",
+            self.server.kubectl(&["describe", "nodes"]).unwrap_or_default(),
+            self.nodes.iter().map(KubeNode::log_ends).collect::<String>()
+        );
         // Pods are refused until it is there.
         let account = || self.server.kubectl(&["get", "serviceaccount", "default"]).is_ok();
         ensure!(wait_until(SETTLED_WITHIN, account), "nothing makes service accounts");

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::api_server::ApiServer;
+use super::cluster::ProxyMode;
 use super::node_files;
 use super::program::{Program, path_of};
 use crate::command::{TIMEOUT, run_within};
@@ -18,8 +19,10 @@ use crate::wait::wait_until;
 
 const SCRIPT: &str = include_str!("node.sh");
 const STARTED_WITHIN: Duration = Duration::from_secs(10);
+/// Lines of each log that are shown in an error.
+const SHOWN_LINES: usize = 10;
 /// Images are unpacked on a busy machine.
-const IMPORTED_WITHIN: Duration = Duration::from_secs(120);
+const IMPORTED_WITHIN: Duration = Duration::from_mins(2);
 
 /// A node of a [`KubeCluster`](super::KubeCluster); its programs are killed when it is dropped.
 #[derive(Debug)]
@@ -35,7 +38,7 @@ impl KubeNode {
         lab: &Lab,
         server: &ApiServer,
         number: usize,
-        proxy_mode: &str,
+        proxy_mode: ProxyMode,
     ) -> Result<Self> {
         let host = lab.node(number).clone();
         let files = server.files().join(&host.name);
@@ -46,16 +49,19 @@ impl KubeNode {
         fs::write(files.join("containerd.toml"), node_files::containerd(&files))?;
         fs::write(files.join("kubelet.yaml"), node_files::kubelet(&group))?;
         fs::write(files.join("cni/10-bridge.conflist"), node_files::cni(number))?;
+        let script = files.join("node.sh");
+        fs::write(&script, SCRIPT)?;
         let programs = path_of("kubelet")?;
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc"])
-            .args(["--kill-child=KILL", "bash", "-c", SCRIPT])
+            .args(["--kill-child=KILL", "bash"])
+            .arg(script)
             .arg(&files)
             .args([&group, &host.name, &format!("{},{}", host.v4, host.v6)])
             .arg(Family::ALL.map(|family| lab.pod_subnet(family)).join(","))
             .arg(programs.parent().context("kubelet is in no directory")?)
-            .arg(proxy_mode);
+            .arg(proxy_mode.name());
         let machine = Program::start(&host, &files, command)?;
         Ok(Self { machine: Mutex::new(machine), host, files })
     }
@@ -65,7 +71,7 @@ impl KubeNode {
         &self.host
     }
 
-    /// Runs a program on the node, with its network, mounts and processes.
+    /// Runs a program on the node, 20 seconds at most, with its network, mounts and processes.
     pub fn run(&self, command: &[&str]) -> Result<String> {
         self.run_within(TIMEOUT, command)
     }
@@ -87,6 +93,17 @@ impl KubeNode {
     /// The log of containerd, kubelet or kube-proxy.
     pub fn log(&self, program: &str) -> String {
         fs::read_to_string(self.files.join(format!("{program}.log"))).unwrap_or_default()
+    }
+
+    /// The ends of the logs of all its programs, for people.
+    pub(super) fn log_ends(&self) -> String {
+        let end = |program| {
+            let log = self.log(program);
+            let lines: Vec<&str> = log.lines().rev().take(SHOWN_LINES).collect();
+            let lines: Vec<&str> = lines.into_iter().rev().collect();
+            format!("{program} on {}:\n{}\n", self.host.name, lines.join("\n"))
+        };
+        ["unshare", "containerd", "kubelet", "kube-proxy"].map(end).concat()
     }
 
     fn run_within(&self, timeout: Duration, command: &[&str]) -> Result<String> {

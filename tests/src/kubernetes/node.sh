@@ -1,9 +1,9 @@
 # Process 1 of a node. It has namespaces of its own for mounts and processes, so that all it
 # starts and mounts is gone when it is. The network is the laboratory's.
-# $0: directory of the node, $1: its control group, $2: its name, $3: its addresses,
-# $4: the pods' network, $5: directory of the programs of Kubernetes, $6: mode of kube-proxy.
+# $1: directory of the node, $2: its control group, $3: its name, $4: its addresses,
+# $5: the pods' network, $6: directory of the programs of Kubernetes, $7: mode of kube-proxy.
 set -euo pipefail
-dir=$0 group=$1 name=$2 addresses=$3 pods=$4 bin=$5 proxy_mode=$6
+dir=$1 group=$2 name=$3 addresses=$4 pods=$5 bin=$6 proxy_mode=$7
 
 # Namespaces of others would live as long as this copy of their mounts.
 umount --recursive --lazy /run/netns 2>/dev/null || true
@@ -29,14 +29,19 @@ else
   for what in cpus mems; do cat "$cpuset/cpuset.$what" >"$cpuset/$group/cpuset.$what"; done
 fi
 
-containerd -c "$dir/containerd.toml" >>"$dir/containerd.log" 2>&1 &
+# As an init system does: what ends is started again. Logs are named like their programs.
+keep_running() {
+  while :; do
+    "$@" >>"$dir/$(basename "$1").log" 2>&1 || true
+    sleep 0.5
+  done &
+}
+keep_running containerd -c "$dir/containerd.toml"
 until ctr version >/dev/null 2>&1; do sleep 0.05; done
 ctr -n k8s.io images import "$dir/../busybox.tar" >/dev/null
-
-"$bin/kubelet" --config "$dir/kubelet.yaml" --kubeconfig "$dir/kubeconfig" \
+keep_running "$bin/kubelet" --config "$dir/kubelet.yaml" --kubeconfig "$dir/kubeconfig" \
   --root-dir "$dir/kubelet" --cert-dir "$dir/kubelet/pki" \
-  --hostname-override "$name" --node-ip "$addresses" >>"$dir/kubelet.log" 2>&1 &
-"$bin/kube-proxy" --kubeconfig "$dir/kubeconfig" --hostname-override "$name" \
-  --proxy-mode "$proxy_mode" --cluster-cidr "$pods" \
-  --conntrack-max-per-core 0 >>"$dir/kube-proxy.log" 2>&1 &
+  --hostname-override "$name" --node-ip "$addresses"
+keep_running "$bin/kube-proxy" --kubeconfig "$dir/kubeconfig" --hostname-override "$name" \
+  --proxy-mode "$proxy_mode" --cluster-cidr "$pods" --conntrack-max-per-core 0
 wait

@@ -14,7 +14,7 @@ use crate::host::Host;
 use crate::lab::Family;
 use crate::wait::wait_until;
 
-const RUNS_WITHIN: Duration = Duration::from_secs(60);
+const RUNS_WITHIN: Duration = Duration::from_mins(1);
 
 /// A pod that runs; it stays when this is dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
