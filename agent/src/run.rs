@@ -7,7 +7,7 @@ use shared::Vip;
 use shared::telemetry::Health;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::kernel::KernelError;
 use crate::kernel::notifications::{Notice, Notifications};
@@ -132,9 +132,8 @@ impl Agent {
 
     /// Nothing was read yet: what the kernel holds stays as it is.
     fn wait_for(&self, reason: &str) {
-        info!("{reason}");
+        debug!("{reason}");
         self.health.set_unready(reason);
-        self.report(None, Some(reason));
     }
 
     /// Tells the API server which VIPs are here, if that is known, and why not all is well.
