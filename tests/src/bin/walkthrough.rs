@@ -45,7 +45,7 @@ struct Options {
     /// Where the image archives are, as deploy/images/build.sh --archives writes them.
     #[arg(long, value_name = "DIR", default_value = "target/images")]
     images: PathBuf,
-    /// Stops before the removal and leaves the cluster running to play with.
+    /// Leaves the cluster running to play with: before the removal, or where a step failed.
     #[arg(long)]
     keep: bool,
 }
@@ -75,26 +75,33 @@ fn walk(options: &Options) -> Result<()> {
     }
     let shell = cluster.server().shell()?.echoing();
     let walkthrough = Walkthrough { cluster, shell };
-    walkthrough.run("kubectl get nodes -o wide")?;
-
-    walkthrough.deploy()?;
-    walkthrough.create_vip_and_egress()?;
-    let first = walkthrough.create_pod()?;
-    walkthrough.ping("the VIP", |seen| seen == VIP_ADDRESS)?;
-    walkthrough.look()?;
-    walkthrough.recreate_pod(first)?;
-    walkthrough.ping("the VIP", |seen| seen == VIP_ADDRESS)?;
+    let walked = walkthrough.all_steps(options.keep);
     if options.keep {
-        return walkthrough.keep();
+        walkthrough.keep()?;
     }
-    walkthrough.undeploy()?;
-    let node = walkthrough.node_of_pod()?;
-    walkthrough.ping("its node's address", |seen| seen == node)?;
-    walkthrough.nothing_left()?;
+    walked?;
     say(format!("\nAll of it was as it should be, in {} s.", started.elapsed().as_secs()))
 }
 
 impl Walkthrough {
+    fn all_steps(&self, keep: bool) -> Result<()> {
+        self.run("kubectl get nodes -o wide")?;
+        self.deploy()?;
+        self.create_vip_and_egress()?;
+        let first = self.create_pod()?;
+        self.ping("the VIP", |seen| seen == VIP_ADDRESS)?;
+        self.look()?;
+        self.recreate_pod(first)?;
+        self.ping("the VIP", |seen| seen == VIP_ADDRESS)?;
+        if keep {
+            return Ok(());
+        }
+        self.undeploy()?;
+        let node = self.node_of_pod()?;
+        self.ping("its node's address", |seen| seen == node)?;
+        self.nothing_left()
+    }
+
     fn deploy(&self) -> Result<()> {
         title("Deploy egress-mapper")?;
         let printed = self.run("deploy/deploy.sh")?;
