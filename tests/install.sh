@@ -8,16 +8,12 @@ declare -A needed=(
   [nft]=nftables [ip]=iproute2 [tc]=iproute2 [bridge]=iproute2
   [iptables-nft]=iptables [iptables-legacy]=iptables
   [conntrack]=conntrack [tcpdump]=tcpdump [ping]=iputils-ping [setpriv]=util-linux
-<<<<<<< HEAD
   [cc]=gcc [curl]=curl
   # Kubernetes: its nodes, what runs on them, and the images.
   [containerd]=containerd [ctr]=containerd [runc]=runc
   [/usr/lib/cni/bridge]=containernetworking-plugins
   [openssl]=openssl [busybox]=busybox-static [keepalived]=keepalived
   [buildah]=buildah [strip]=binutils
-=======
-  [cc]=gcc [strip]=binutils [buildah]=buildah [keepalived]=keepalived
->>>>>>> a0bf9ee21ad9ced59214e48574c4a68c2647cb37
 )
 
 [ "$(id -u)" = 0 ] || { echo "$0: run as root: network namespaces and packages need it" >&2; exit 77; }

@@ -10,7 +10,7 @@ mod origin;
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{self, ExitCode, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -23,13 +23,14 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, info_span, warn};
+use tracing::{Instrument, error, info, info_span, warn};
 
 use self::counters::KernelCounters;
 use self::origin::Origin;
 use crate::api_server::{ApiServer, ApiServerError, told};
-use crate::cli::{Cli, Output};
+use crate::cli::{Cli, Command, Keepalived, Output};
 use crate::desired::Settings;
+use crate::keepalived::{Launcher, Supervisor};
 use crate::kernel::{Kernel, KernelError};
 use crate::kernel_state::Observed;
 use crate::metrics::Metrics;
@@ -62,6 +63,10 @@ enum Refusal {
     NoCapability(#[source] KernelError),
     #[error("cannot run {program} ({why}); install nftables 1.0.6 or later, or name it with --nft")]
     NoNft { program: String, why: String },
+    #[error(
+        "no VIPs: name them with --services-configmap NAMESPACE/vip-configmap or --mappings-dir"
+    )]
+    NoVips,
     #[error("cannot listen on {addr} ({why}); choose another address or port with --listen")]
     Port { addr: SocketAddr, why: std::io::Error },
     #[error("cannot use --interface: {0}")]
@@ -91,7 +96,7 @@ fn code(error: &anyhow::Error) -> u8 {
     // What an error was wrapped in is found by `downcast_ref`, and not in its chain.
     if let Some(refusal) = error.downcast_ref::<Refusal>() {
         match refusal {
-            Refusal::NoSource => USAGE,
+            Refusal::NoSource | Refusal::NoVips => USAGE,
             Refusal::NoCapability(_) => NO_PERMISSION,
             Refusal::NoNft { .. } | Refusal::Port { .. } => UNAVAILABLE,
             Refusal::Interface(_) => CONFIGURATION,
@@ -112,7 +117,11 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
     let settings = cli.kernel.settings()?;
     telemetry::init_logs(cli.log_format)?;
     let runtime = runtime()?;
-    if cli.action.dump_rules {
+    if let Some(Command::Keepalived(options)) = &cli.command {
+        let outcome = runtime.block_on(keepalived(options));
+        runtime.shutdown_background();
+        outcome
+    } else if cli.action.dump_rules {
         let report = runtime.block_on(dump(cli, settings))?;
         print(&report, cli.run.output)
     } else if cli.action.cleanup {
@@ -195,7 +204,7 @@ async fn clean_up(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
 /// Asked before anything else is done: an agent that cannot load tables is of no use.
 fn need_nft(program: &str) -> Result<(), Refusal> {
     let refusal = |why| Refusal::NoNft { program: program.to_owned(), why };
-    let output = Command::new(program)
+    let output = process::Command::new(program)
         .arg("--version")
         .stdin(Stdio::null())
         .stderr(Stdio::null())
@@ -259,6 +268,21 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
         return clean_up(cli, settings).await;
     }
     info!("stopped; the rules stay, and work without an agent");
+    Ok(())
+}
+
+async fn keepalived(options: &Keepalived) -> anyhow::Result<()> {
+    let settings = options.settings();
+    let span = info_span!("keepalived", node = settings.node);
+    let launcher = Launcher {
+        source: origin::of_vips(options, &settings.node).await?,
+        supervisor: Supervisor::new(&options.keepalived, &options.run_dir)?,
+        settings,
+    };
+    let shutdown = CancellationToken::new();
+    stop_on_signals(&shutdown)?;
+    launcher.run(shutdown).instrument(span).await.map_err(missing_capability)?;
+    info!("stopped");
     Ok(())
 }
 

@@ -1,13 +1,14 @@
-//! Where the running agent's mappings come from: a directory or the API server.
+//! Where mappings and VIPs come from: a directory or the API server.
 
 use std::path::Path;
 
 use prometheus_client::registry::Registry;
 use shared::MappingsStore;
-use shared::config_map::Object;
+use shared::config_map::{CANDIDATES, Object, ROUTE_IDS, VIPS};
 
 use super::Refusal;
 use crate::api_server::{ApiServer, ApiThread};
+use crate::cli::Keepalived;
 use crate::metrics::SourceMetrics;
 use crate::node_report::Reporter;
 use crate::sources::Source;
@@ -50,4 +51,15 @@ impl Origin {
             store: MappingsStore::of_node(node),
         })
     }
+}
+
+/// Where the launcher of keepalived learns of VIPs.
+pub(super) async fn of_vips(options: &Keepalived, node: &str) -> anyhow::Result<Source> {
+    if let Some(directory) = &options.mappings_dir {
+        let wanted = |object: &str| [VIPS, ROUTE_IDS, CANDIDATES].contains(&object);
+        return Ok(Source::Directory(DirectorySource::open(directory, wanted)?));
+    }
+    let namespace = options.services_configmap.as_ref().ok_or(Refusal::NoVips)?;
+    let api = ApiThread::start(&ApiServer::find(namespace).await?)?;
+    Ok(Source::Api(Box::new(ApiSource::of_vips(api, node, SourceMetrics::default()))))
 }
