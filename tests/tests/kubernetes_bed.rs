@@ -197,7 +197,8 @@ fn nothing_is_left_when_the_tests_are_killed() -> Result<()> {
         .stdout(Stdio::piped())
         .spawn()?;
     let mut said = String::new();
-    BufReader::new(program.stdout.take().context("no output")?).read_line(&mut said)?;
+    let mut output = BufReader::new(program.stdout.take().context("no output")?);
+    output.read_line(&mut said)?;
     let prefix = said.trim_end().rsplit(' ').next().context("no names")?.trim_end_matches('*');
     assert!(prefix.starts_with("em"), "{said}");
     assert!(!fs::read_to_string("/proc/self/mounts")?.contains(&format!("{prefix}files")));
