@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -192,12 +192,14 @@ async fn a_pods_token_says_its_node_and_the_scheduler_finds_one() -> Result<()> 
 
 #[test]
 fn nothing_is_left_when_the_tests_are_killed() -> Result<()> {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_cluster"))
-        .args(["--nodes", "1"])
-        .stdout(Stdio::piped())
-        .spawn()?;
+    let mut program = Killed(
+        Command::new(env!("CARGO_BIN_EXE_cluster"))
+            .args(["--nodes", "1"])
+            .stdout(Stdio::piped())
+            .spawn()?,
+    );
     let mut said = String::new();
-    let mut output = BufReader::new(program.stdout.take().context("no output")?);
+    let mut output = BufReader::new(program.0.stdout.take().context("no output")?);
     output.read_line(&mut said)?;
     let prefix = said.trim_end().rsplit(' ').next().context("no names")?.trim_end_matches('*');
     assert!(prefix.starts_with("em"), "{said}");
@@ -205,11 +207,20 @@ fn nothing_is_left_when_the_tests_are_killed() -> Result<()> {
     assert!(processes_with(prefix) > 3);
     assert!(leftovers_of(prefix).len() > 6);
 
-    program.kill()?;
-    program.wait()?;
+    drop(program);
     eventually(SOON, || leftovers_of(prefix).is_empty());
     eventually(SOON, || processes_with(prefix) == 0);
     Ok(())
+}
+
+/// A process that is killed, not asked to end, when this is dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended already, and then the test says why.
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
 }
 
 /// Processes that name it in their arguments.
