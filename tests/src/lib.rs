@@ -39,7 +39,7 @@ pub use command::{run, run_with_input};
 pub use controller::{Controller, ObjectCluster};
 pub use guard::guard;
 pub use host::{Host, TcpCounters};
-pub use installation::{Container, Installation};
+pub use installation::{Container, Installation, left_on};
 pub use kubernetes::{ApiServer, KubeCluster, KubeNode, PodIdentity, ProxyMode, RunningPod};
 pub use lab::{
     CLUSTER_IP_PORT, Family, Lab, LabBuilder, Masquerade, NODE_PORT, SERVICE_TARGET_PORT,
