@@ -77,7 +77,10 @@ impl Controller {
                 .args(arguments)
                 .env("KUBECONFIG", server.kubeconfig())
                 .env_remove("HTTPS_PROXY")
-                .env("RUST_LOG", env::var_os("RUST_LOG").unwrap_or_else(|| "controller=debug,info".into()))
+                .env(
+                    "RUST_LOG",
+                    env::var_os("RUST_LOG").unwrap_or_else(|| "controller=debug,info".into()),
+                )
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
                 .stderr(log),

@@ -50,8 +50,16 @@ impl ObjectCluster {
     /// Makes the three resources known to the server.
     pub fn prepare(server: &ApiServer) -> Result<Self> {
         let definitions = crd::definitions().map(|(_, definition)| definition);
-        server.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": definitions }).to_string())?;
-        server.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=15s"])?;
+        server.apply(
+            &json!({ "apiVersion": "v1", "kind": "List", "items": definitions }).to_string(),
+        )?;
+        server.kubectl(&[
+            "wait",
+            "--for=condition=Established",
+            "crd",
+            "--all",
+            "--timeout=15s",
+        ])?;
         // Without a controller manager nobody else makes it, and pods are refused.
         server.apply(
             "{apiVersion: v1, kind: ServiceAccount, metadata: {namespace: default, name: default}}",
@@ -104,7 +112,13 @@ impl ObjectCluster {
     }
 
     /// Changes parts of an object's status.
-    pub fn patch_status(&self, kind: &str, namespace: &str, name: &str, patch: &Value) -> Result<()> {
+    pub fn patch_status(
+        &self,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+        patch: &Value,
+    ) -> Result<()> {
         let api = self.api(kind, namespace)?;
         let params = PatchParams { field_manager: Some("hand".into()), ..PatchParams::default() };
         let patch = Patch::Merge(patch);
@@ -161,7 +175,9 @@ impl ObjectCluster {
         let object = self.get(kind, "default", name)?;
         let all = object.pointer("/status/conditions")?.as_array()?;
         let found = all.iter().find(|is| is["type"] == condition)?;
-        Some(["status", "reason", "message"].map(|key| found[key].as_str().unwrap_or("").to_owned()))
+        Some(
+            ["status", "reason", "message"].map(|key| found[key].as_str().unwrap_or("").to_owned()),
+        )
     }
 
     /// A node that is ready.
