@@ -11,6 +11,9 @@ step() { printf '\n== %s (%ss)\n' "$*" "$SECONDS"; }
 step "format"
 cargo fmt --all --check
 
+step "programs of Kubernetes"
+tests/kubernetes/build.sh
+
 step "build"
 cargo build --quiet --locked --workspace
 

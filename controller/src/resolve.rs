@@ -3,9 +3,121 @@
 //! It starts from nothing each time, so no order of events can matter, and what is deleted leaves
 //! nothing behind.
 
-use crate::model::{Observed, Resolved};
+mod addresses;
+mod age;
+mod assignment;
+mod claims;
+mod gateways;
+mod mappers;
+mod matching;
+mod networks;
+mod owners;
+mod tally;
+#[cfg(test)]
+mod tests;
+mod vip_verdicts;
+mod vips;
+mod wording;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use shared::config_map::Decoded;
+use shared::{PodIp, Vip};
+
+use self::addresses::{Addresses, can_be_mapped};
+use self::age::key;
+use self::assignment::Deciding;
+use self::claims::{Claim, claims};
+use self::gateways::Gateways;
+use self::matching::Matching;
+use self::owners::Owners;
+use self::tally::Tally;
+use self::vip_verdicts::Usage;
+use self::vips::Vips;
+use crate::candidates::candidates;
+use crate::model::{EgressVerdict, Observed, Resolved};
 
 /// All that follows from what is observed.
-pub fn resolve(_observed: &Observed) -> Resolved {
-    Resolved::default()
+pub fn resolve(observed: &Observed) -> Resolved {
+    let mapper = mappers::counting(observed);
+    let Decoded { entries: networks, rejected } =
+        networks::networks(mapper.map(|mapper| &mapper.spec), &observed.nodes);
+    let addresses = Addresses::new(&observed.pods, networks.node_addresses());
+    let vips = vips::judge(observed, &networks, &addresses);
+    let (claims, voids) = claims(&observed.egresses, &observed.namespace, &vips);
+    let Assigned { shards, tallies } = assign(observed, &claims, &addresses);
+
+    let mut usage: BTreeMap<Vip, Usage> = BTreeMap::new();
+    let mut egresses = BTreeMap::new();
+    for (claim, tally) in claims.iter().zip(&tallies) {
+        if let Some(vip) = used(claim, &vips) {
+            let usage = usage.entry(vip).or_default();
+            usage.egresses.push(key(claim.egress));
+            usage.pods += tally.mapped;
+        }
+        egresses.insert(key(claim.egress), tally.verdict(claim, &claims, &vips));
+    }
+    for void in voids {
+        let verdict = EgressVerdict { ready: void.why, pods: 0, mapped: 0, left_out: 0 };
+        egresses.insert(key(void.egress), verdict);
+    }
+
+    let gateways = Gateways::new(mapper, &observed.nodes);
+    let accepted: BTreeSet<Vip> = vips.accepted.keys().copied().collect();
+    Resolved {
+        route_ids: vips.accepted.iter().map(|(&vip, of)| (vip, of.route_id)).collect(),
+        shards,
+        candidates: candidates(
+            &accepted,
+            &gateways.usual,
+            &gateways.spare,
+            &observed.published_candidates,
+        ),
+        networks,
+        vips: vip_verdicts::verdicts(&vips, usage),
+        egresses,
+        mappers: mappers::verdicts(observed, &rejected, gateways.count()),
+    }
+}
+
+/// The accepted Vip that the Egress may use, whether pods leave with it now or not.
+fn used(claim: &Claim<'_>, vips: &Vips<'_>) -> Option<Vip> {
+    let vip = claim.vip()?;
+    let namespace = claim.egress.metadata.namespace.as_deref().unwrap_or_default();
+    vips.accepted.get(&vip).filter(|accepted| accepted.permits(namespace)).map(|_| vip)
+}
+
+struct Assigned {
+    /// By node: the addresses of the mapped pods there.
+    shards: BTreeMap<String, BTreeMap<PodIp, Option<Vip>>>,
+    /// For each claim what became of its pods.
+    tallies: Vec<Tally>,
+}
+
+fn assign(observed: &Observed, claims: &[Claim<'_>], addresses: &Addresses<'_>) -> Assigned {
+    let matching = Matching::new(claims, Owners::new(&observed.owned));
+    let mut shards: HashMap<&str, BTreeMap<PodIp, Option<Vip>>> = HashMap::new();
+    let mut tallies = vec![Tally::default(); claims.len()];
+    let mut places = Vec::new();
+    for pod in observed.pods.iter().map(|pod| &**pod) {
+        matching.find(pod, &mut places);
+        if places.is_empty() {
+            continue;
+        }
+        let deciding = Deciding::among(&places, claims);
+        let mut published = Vec::new();
+        if let Some(node) = pod.node.as_deref().filter(|_| can_be_mapped(pod)) {
+            published.extend(addresses.of(pod).filter_map(|ip| deciding.mapping(ip, claims)));
+            if !published.is_empty() {
+                shards.entry(node).or_default().extend(published.iter().copied());
+            }
+        }
+        for &place in &places {
+            if let (Some(tally), Some(claim)) = (tallies.get_mut(place), claims.get(place)) {
+                tally.count(pod, place, claim, deciding, &published);
+            }
+        }
+    }
+    let shards = shards.into_iter().map(|(node, pods)| (node.to_owned(), pods)).collect();
+    Assigned { shards, tallies }
 }

@@ -90,6 +90,7 @@ pub struct LabBuilder {
     traffic_policy: TrafficPolicy,
     service_pod: (usize, usize),
     rp_filter: u8,
+    kube_proxy: bool,
 }
 
 impl LabBuilder {
@@ -136,6 +137,12 @@ impl LabBuilder {
         self
     }
 
+    /// Leaves the rules of kube-proxy to a real one, and pods to a real kubelet.
+    pub(crate) fn for_kubernetes(mut self) -> Self {
+        self.kube_proxy = false;
+        self.pods_per_node(0)
+    }
+
     /// Builds it. What dead test processes left behind is removed before.
     pub fn build(self) -> Result<Lab> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -177,6 +184,7 @@ impl Lab {
             traffic_policy: TrafficPolicy::default(),
             service_pod: (2, 1),
             rp_filter: 1,
+            kube_proxy: true,
         }
     }
 
@@ -283,6 +291,11 @@ impl Lab {
     /// The Service's `externalTrafficPolicy`.
     pub fn traffic_policy(&self) -> TrafficPolicy {
         self.options.traffic_policy
+    }
+
+    /// Whether the laboratory makes kube-proxy's rules.
+    pub(crate) fn has_kube_proxy(&self) -> bool {
+        self.options.kube_proxy
     }
 
     /// The pod behind the Service, none when there are no pods.

@@ -32,7 +32,7 @@ pub use cluster::{Cluster, KernelText, kernel_text, seen_as, vip};
 pub use command::{run, run_with_input};
 pub use guard::guard;
 pub use host::{Host, TcpCounters};
-pub use kubernetes::{ApiServer, PodIdentity};
+pub use kubernetes::{ApiServer, KubeCluster, KubeNode, PodIdentity, ProxyMode, RunningPod};
 pub use lab::{
     CLUSTER_IP_PORT, Family, Lab, LabBuilder, Masquerade, NODE_PORT, SERVICE_TARGET_PORT,
     TrafficPolicy,

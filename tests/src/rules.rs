@@ -19,6 +19,8 @@ struct Subject {
     /// This node's part of it.
     own_pods: String,
     service: Option<Service>,
+    /// Whether kube-proxy's rules are wanted, with a Service or without.
+    kube_proxy: bool,
 }
 
 struct Service {
@@ -66,5 +68,11 @@ fn subject(lab: &Lab, node: &Host, family: Family) -> Subject {
             TrafficPolicy::Local => NodePort::Dropped,
         },
     });
-    Subject { family, pods: lab.pod_subnet(family), own_pods, service }
+    Subject {
+        family,
+        pods: lab.pod_subnet(family),
+        own_pods,
+        service,
+        kube_proxy: lab.has_kube_proxy(),
+    }
 }

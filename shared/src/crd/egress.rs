@@ -55,17 +55,18 @@ pub mod condition {
     validation = selects_pods(),
     validation = selects_or_names()
 )]
+#[schemars(extend("required" = ["ip", "kind"]))]
 pub struct EgressSpec {
     /// The address of the Vip that the pods leave with.
     #[serde(default)]
-    #[schemars(required, length(max = rules::LONGEST_ADDRESS), transform = rules::without_default)]
+    #[schemars(length(max = rules::LONGEST_ADDRESS), transform = rules::without_default)]
     #[x_kube(validation = rules::address("ip"), validation = rules::reachable("ip"))]
     pub ip: String,
     /// The kind of object whose pods these are: pod, replicationcontroller, replicaset, deployment,
     /// statefulset, daemonset, job, cronjob or namespace; in any case, plurals and kubectl's short
     /// names too.
     #[serde(default)]
-    #[schemars(required, length(max = 32), transform = rules::without_default)]
+    #[schemars(length(max = 32), transform = rules::without_default)]
     #[x_kube(validation = known_kind())]
     pub kind: String,
     /// The namespace of the object; by default the Egress's own. Another one may be named only in

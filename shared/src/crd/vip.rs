@@ -55,11 +55,12 @@ pub const ANY_NAMESPACE: &str = "*";
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
+#[schemars(extend("required" = ["ip"]))]
 pub struct VipSpec {
     /// The address: one IPv4 or IPv6 address of the nodes' network that no host has. It cannot be
     /// changed.
     #[serde(default)]
-    #[schemars(required, length(max = rules::LONGEST_ADDRESS), transform = rules::without_default)]
+    #[schemars(length(max = rules::LONGEST_ADDRESS), transform = rules::without_default)]
     #[x_kube(
         validation = rules::address("ip"),
         validation = rules::reachable("ip"),

@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::future::Future;
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,23 +13,17 @@ use kube::Client;
 use nix::sys::signal::Signal;
 
 use super::client;
+use super::control_plane::{
+    ADDRESS, ADDRESS_V6, ADMIN_TOKEN, PORT, make_host, start_etcd, start_server, write_files,
+};
 use super::program::{self, Program, kubernetes};
-use crate::command::{TIMEOUT, run, run_with_input, run_within};
+use crate::command::{TIMEOUT, run_within};
 use crate::guard::Guard;
 use crate::host::Host;
 use crate::lab::Lab;
 
-/// The API server's address.
-pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 122, 10);
-const ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x122, 0, 0, 0, 0, 0, 0x10);
-/// The API server's port.
-pub(super) const PORT: u16 = 6443;
-const ADMIN_TOKEN: &str = "admin";
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 const ASK_EVERY: Duration = Duration::from_millis(25);
-/// As many nodes as a laboratory may have: `n1` to `n9`, with tokens `n1` to `n9`.
-const NODES: std::ops::RangeInclusive<usize> = 1..=9;
-
 /// etcd and kube-apiserver, with RBAC, the node authorizer and tokens of service accounts.
 ///
 /// No controller runs unless it is started: nothing makes `default` service accounts, nothing
@@ -98,6 +92,16 @@ impl ApiServer {
     /// As [`ApiServer::client`], of who has that token.
     pub async fn client_of(&self, token: &str) -> Result<Client> {
         client::connect(&self.host, &self.kubeconfig_text(token), token).await
+    }
+
+    /// The words before the arguments of kubectl, for people.
+    pub fn kubectl_command(&self) -> Result<String> {
+        Ok(format!(
+            "nsenter --net={} {} --kubeconfig {}",
+            self.host.netns_path().display(),
+            program::path_of("kubectl")?.display(),
+            self.kubeconfig().display()
+        ))
     }
 
     /// Runs kubectl as `system:masters` and returns what it prints; it has 20 seconds.
@@ -197,6 +201,14 @@ metadata: {{namespace: {name}, name: default}}
         self.wait_ready()
     }
 
+    /// Lets all of it run on; see [`Guard::keep`].
+    pub(super) fn keep(mut self) -> Result<u32> {
+        let guard = self.guard.keep()?;
+        // Dropping it would end the programs.
+        std::mem::forget(self);
+        Ok(guard)
+    }
+
     pub(super) fn start_in(lab: Option<&Lab>, guard: Guard) -> Result<Self> {
         let files = guard.files();
         let name = "api".to_owned();
@@ -240,13 +252,13 @@ current-context: bed
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn controller(&self, name: &str) -> Result<std::process::Command> {
+    fn controller(&self, name: &str) -> Result<Command> {
         let mut command = kubernetes(name)?;
         command.arg("--leader-elect=false").arg("--kubeconfig").arg(self.kubeconfig());
         Ok(command)
     }
 
-    fn start_controller(&self, command: std::process::Command) -> Result<()> {
+    fn start_controller(&self, command: Command) -> Result<()> {
         let program = Program::start(&self.host, &self.files(), command)?;
         self.controllers.lock().unwrap_or_else(PoisonError::into_inner).push(program);
         Ok(())
@@ -287,86 +299,4 @@ pub(super) fn wait_for<T: Send>(future: impl Future<Output = T> + Send) -> Resul
         });
         waiter.join().map_err(|_| anyhow!("the thread of a runtime panicked"))?
     })
-}
-
-/// A namespace with the server's address: on the LAN, or on `lo`, since nobody else is there.
-fn make_host(host: &Host, lab: Option<&Lab>) -> Result<()> {
-    let Host { netns, v4, v6, .. } = host;
-    run(&["ip", "netns", "add", netns])?;
-    let (interface, link) = match lab {
-        None => ("lo", String::new()),
-        Some(lab) => {
-            let (lan, port) = (&lab.lan().netns, "api");
-            run(&[
-                "ip", "-n", lan, "link", "add", port, "type", "veth", "peer", "name", "eth0",
-                "netns", netns,
-            ])?;
-            run(&["ip", "-n", lan, "link", "set", port, "up", "master", "br0"])?;
-            ("eth0", "link set eth0 up\n".to_owned())
-        }
-    };
-    let batch = format!(
-        "link set lo up\n{link}addr add {v4}/24 dev {interface}\naddr add {v6}/64 dev {interface} nodad\n"
-    );
-    run_with_input(&["ip", "-n", netns, "-batch", "-"], &batch).map(drop)
-}
-
-fn write_files(files: &Path) -> Result<()> {
-    let pki = files.join("pki");
-    fs::create_dir_all(&pki).with_context(|| format!("cannot make {}", pki.display()))?;
-    let key = pki.join("service-accounts.key");
-    run(&[
-        "openssl",
-        "ecparam",
-        "-name",
-        "prime256v1",
-        "-genkey",
-        "-noout",
-        "-out",
-        &key.to_string_lossy(),
-    ])?;
-    let mut tokens = format!("{ADMIN_TOKEN},admin,admin,\"system:masters\"\n");
-    for number in NODES {
-        tokens.push_str(&format!("n{number},system:node:n{number},n{number},\"system:nodes\"\n"));
-    }
-    fs::write(files.join("tokens.csv"), tokens).context("cannot write the tokens")
-}
-
-fn start_etcd(host: &Host, files: &Path) -> Result<Program> {
-    let (clients, peers) = ("http://127.0.0.1:2379", "http://127.0.0.1:2380");
-    let mut command = kubernetes("etcd")?;
-    command
-        .arg("--data-dir")
-        .arg(files.join("etcd"))
-        .args(["--listen-client-urls", clients, "--advertise-client-urls", clients])
-        .args(["--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers])
-        .args(["--initial-cluster", &format!("default={peers}")])
-        // What a crash of this machine would lose is of no use after it.
-        .args(["--unsafe-no-fsync", "--log-level", "error"]);
-    Program::start(host, files, command)
-}
-
-fn start_server(host: &Host, files: &Path) -> Result<Program> {
-    let key = files.join("pki/service-accounts.key");
-    let mut command = kubernetes("kube-apiserver")?;
-    command
-        .args(["--etcd-servers", "http://127.0.0.1:2379"])
-        .args(["--advertise-address", &ADDRESS.to_string()])
-        .args(["--secure-port", &PORT.to_string()])
-        .arg("--cert-dir")
-        .arg(files.join("pki"))
-        .args(["--service-account-issuer", "https://kubernetes.default.svc"])
-        .arg("--service-account-key-file")
-        .arg(&key)
-        .arg("--service-account-signing-key-file")
-        .arg(&key)
-        .args(["--service-cluster-ip-range", "10.96.0.0/12,fd00:96::/112"])
-        .arg("--token-auth-file")
-        .arg(files.join("tokens.csv"))
-        .args(["--authorization-mode", "Node,RBAC"])
-        .args(["--enable-admission-plugins", "NodeRestriction"])
-        // Host names of nodes are known to nobody.
-        .args(["--kubelet-preferred-address-types", "InternalIP"])
-        .arg("--allow-privileged");
-    Program::start(host, files, command)
 }

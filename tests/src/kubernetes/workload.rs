@@ -6,7 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::api_server::{ADDRESS, ApiServer, PORT};
+use super::api_server::ApiServer;
+use super::control_plane::{ADDRESS, PORT};
 
 /// Where a pod finds its service account.
 const SERVICE_ACCOUNT: &str = "/run/secrets/kubernetes.io/serviceaccount";

@@ -14,12 +14,17 @@ pub(super) fn load(node: &Host, back_end: &str, subject: &Subject) -> Result<()>
         Family::V4 => format!("iptables-{back_end}-restore"),
         Family::V6 => format!("ip6tables-{back_end}-restore"),
     };
+    let mut rules = render(subject);
+    if !subject.kube_proxy {
+        let others = rules.split_inclusive('\n').filter(|line| !line.contains("KUBE-"));
+        rules = others.collect();
+    }
     // All namespaces share one lock file.
-    node.run_with_input(&[program.as_str(), "-w", "10"], &render(subject)).map(drop)
+    node.run_with_input(&[program.as_str(), "-w", "10"], &rules).map(drop)
 }
 
 fn render(subject: &Subject) -> String {
-    let Subject { family, pods, own_pods, service } = subject;
+    let Subject { family, pods, own_pods, service, .. } = subject;
     let multicast = match family {
         Family::V4 => "224.0.0.0/4",
         Family::V6 => "ff00::/8",

@@ -10,7 +10,7 @@ use crate::lab::{CLUSTER_IP_PORT, Family, NODE_PORT, SERVICE_TARGET_PORT};
 
 /// Loads them; without `masquerade` pods keep their addresses.
 pub(super) fn load(node: &Host, subject: &Subject, masquerade: bool) -> Result<()> {
-    let mut text = kube_proxy(subject);
+    let mut text = if subject.kube_proxy { kube_proxy(subject) } else { String::new() };
     if masquerade {
         text.push_str(&flannel(subject));
     }
@@ -25,7 +25,7 @@ fn table_family(family: Family) -> &'static str {
 }
 
 fn flannel(subject: &Subject) -> String {
-    let Subject { family, pods, own_pods, service: _ } = subject;
+    let Subject { family, pods, own_pods, .. } = subject;
     let ip = table_family(*family);
     let multicast = match family {
         Family::V4 => "224.0.0.0/4",
@@ -48,7 +48,7 @@ fn flannel(subject: &Subject) -> String {
 }
 
 fn kube_proxy(subject: &Subject) -> String {
-    let Subject { family, pods, own_pods: _, service } = subject;
+    let Subject { family, pods, service, .. } = subject;
     let ip = table_family(*family);
     let (mut services, mut endpoint, mut blocked) = (String::new(), String::new(), String::new());
     if let Some(Service { cluster_ip, pod, node_port }) = service {

@@ -1,0 +1,74 @@
+//! What is said of each Vip.
+
+use std::collections::BTreeMap;
+
+use shared::Vip;
+
+use super::age::key;
+use super::vips::{Accepted, Refused, Vips};
+use super::wording::listed;
+use crate::model::{Finding, HeldReason, InUseReason, ObjectKey, VipReason, VipVerdict};
+
+/// Who uses a VIP.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Usage {
+    pub(super) egresses: Vec<ObjectKey>,
+    pub(super) pods: usize,
+}
+
+/// What is said of each.
+pub(super) fn verdicts(
+    vips: &Vips<'_>,
+    mut usage: BTreeMap<Vip, Usage>,
+) -> BTreeMap<ObjectKey, VipVerdict> {
+    let accepted = vips.accepted.iter().map(|(vip, accepted)| {
+        (key(accepted.object), of_accepted(*vip, accepted, usage.remove(vip).unwrap_or_default()))
+    });
+    let mut verdicts: BTreeMap<_, _> = accepted.collect();
+    verdicts.extend(vips.refused.iter().map(|refused| (key(refused.object), of_refused(refused))));
+    verdicts
+}
+
+fn of_accepted(vip: Vip, accepted: &Accepted<'_>, usage: Usage) -> VipVerdict {
+    let Usage { egresses: mut used_by, pods } = usage;
+    used_by.sort();
+    let held = match accepted.holder {
+        Some(node) => Finding::new(HeldReason::Held, format!("Node {node} holds {vip}")),
+        None => Finding::new(
+            HeldReason::NoHolder,
+            format!(
+                "no node reports that it holds {vip}, so external traffic of its pods is dropped; \
+                 look at the pods of DaemonSets kube-keepalived-vip and kube-egress"
+            ),
+        ),
+    };
+    let in_use = if used_by.is_empty() {
+        Finding::new(InUseReason::NotInUse, "no Egress uses it")
+    } else {
+        Finding::new(InUseReason::InUse, format!("used by Egress {}", listed(&used_by)))
+    };
+    VipVerdict {
+        accepted: Finding::new(
+            VipReason::Accepted,
+            format!("pods can leave with {vip} under route id {}", accepted.route_id),
+        ),
+        held,
+        in_use,
+        route_id: Some(accepted.route_id),
+        holder: accepted.holder.map(str::to_owned),
+        used_by,
+        pods,
+    }
+}
+
+fn of_refused(refused: &Refused<'_>) -> VipVerdict {
+    VipVerdict {
+        accepted: refused.why.clone(),
+        held: Finding::new(HeldReason::NotAccepted, "it is not accepted"),
+        in_use: Finding::new(InUseReason::NotAccepted, "it is not accepted"),
+        route_id: None,
+        holder: None,
+        used_by: Vec::new(),
+        pods: 0,
+    }
+}
