@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 images=(egress-mapper kube-egress kube-keepalived-vip)
 
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
-registry=localhost tag=$version engine='' local='' profile=release archives='' push=''
+registry=localhost tag=$version engine='' local='' programs='' archives='' push=''
 
 usage() {
   cat <<USAGE
@@ -15,16 +15,16 @@ usage: deploy/images/build.sh [OPTION]...
   --engine PROGRAM   docker, podman or buildah (default: the first of them that works)
   --push             push the images to the registry
   --archives DIR     write each image to DIR/NAME.tar as well, as 'ctr images import' reads it
-  --local            needs no registry: takes the programs from target/, built here with cargo, and
-                     nft, keepalived and libraries from this machine, which has to be a Debian
-  --profile PROFILE  with --local: release (default) or debug, whose symbols are stripped
+  --local            needs no registry: builds the programs here with cargo, and takes nft,
+                     keepalived and libraries from this machine, which has to be a Debian
+  --programs DIR     as --local, with the programs controller and agent that are in DIR
 USAGE
 }
 fail() { echo "$0: $2" >&2; exit "$1"; }
 
 while [ "$#" -gt 0 ]; do
   case $1 in
-    --registry | --tag | --engine | --profile | --archives)
+    --registry | --tag | --engine | --programs | --archives)
       [ "$#" -ge 2 ] || fail 64 "$1 needs a value"
       declare "${1#--}=$2"
       shift 2
@@ -49,17 +49,17 @@ fi
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 arguments=(--build-arg "VERSION=$version" --build-arg "REVISION=$revision" -f deploy/images/Containerfile)
 context=.
-if [ -n "$local" ]; then
-  case $profile in
-    release) cargo build --quiet --locked --release -p controller -p agent ;;
-    debug) cargo build --quiet --locked -p controller -p agent ;;
-    *) fail 64 "--profile is release or debug, not $profile" ;;
-  esac
+if [ -n "$local" ] && [ -z "$programs" ]; then
+  cargo build --quiet --locked --release -p controller -p agent
+  programs=${CARGO_TARGET_DIR:-target}/release
+fi
+if [ -n "$programs" ]; then
   context=$(mktemp -d)
   trap 'rm -rf "$context"' EXIT
   mkdir "$context/programs" "$context/files"
   for program in controller agent; do
-    strip -o "$context/programs/$program" "${CARGO_TARGET_DIR:-target}/$profile/$program"
+    [ -x "$programs/$program" ] || fail 69 "there is no program $programs/$program"
+    strip -o "$context/programs/$program" "$programs/$program"
   done
   collect() {
     PATH=$context/programs:$PATH deploy/images/collect.sh "$context/files/$1" "${@:2}"
@@ -84,7 +84,7 @@ ingredients() { # image, name
 for image in "${images[@]}"; do
   name=$registry/$image:$tag
   archive=$archives/$image.tar
-  if [ -n "$local" ] && [ -n "$archives" ] && [ -z "$push" ]; then
+  if [ -n "$programs" ] && [ -n "$archives" ] && [ -z "$push" ]; then
     made_from=$(ingredients "$image" "$name")
     if [ -e "$archive" ] && [ "$(cat "$archive.made-from" 2>/dev/null)" = "$made_from" ]; then
       echo "$archive is up to date"

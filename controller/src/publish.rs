@@ -1,0 +1,388 @@
+//! Shell: keeps the `ConfigMaps` equal to what was resolved.
+//!
+//! The order is data: networks, VIPs and route ids that are added come before the pods that name
+//! them, and what no pod names any more goes after the pods. Every write carries the version of the
+//! object that it was made for, so that a replica that has lost its lead without knowing, or an
+//! edit that was not seen yet, is never overwritten: the API server refuses, the watch tells what
+//! has happened, and the next pass decides anew.
+
+pub mod aggregate;
+mod configmaps;
+pub mod patch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, Client};
+use shared::config_map::{self, NODE_LABEL, PODS_OF_NODE_PREFIX, pods_of_node};
+use shared::{ClusterNetworks, PodIp, RouteId, Vip};
+use tokio::time::{Instant, timeout};
+use tracing::{debug, info};
+
+use self::aggregate::{TRUNCATED, aggregate};
+pub use self::configmaps::{ConfigMaps, is_report, matters};
+use self::patch::{Change, Desired, MANAGED_BY, Scope, change};
+use crate::leader::Leadership;
+use crate::metrics::{Metrics, Written};
+use crate::watch::objects::ConfigMapObject;
+
+/// Under which name the API server notes what this program wrote.
+pub const FIELD_MANAGER: &str = "egress-mapper";
+/// How many requests are under way at once.
+const AT_ONCE: usize = 8;
+/// How long a request may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The least time between two writes of the object with all pods.
+const AGGREGATE_EVERY: Duration = Duration::from_secs(1);
+/// How long the empty object of a node that is gone stays: agents keep the last content of an
+/// object that vanishes, so each of them has to have seen it empty.
+const KEEP_EMPTY: Duration = Duration::from_mins(15);
+
+/// Pod IP → VIP of the pods on one node; `None` holds the pod.
+pub type Shard = BTreeMap<PodIp, Option<Vip>>;
+
+/// What agents and keepalived shall read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    pub route_ids: BTreeMap<Vip, RouteId>,
+    pub candidates: BTreeMap<Vip, Vec<String>>,
+    /// `None`: nobody says what they are, so what was published stays.
+    pub networks: Option<ClusterNetworks>,
+    /// By node; every node that exists has one.
+    pub shards: BTreeMap<String, Shard>,
+}
+
+/// Not everything is as wanted yet.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    #[error("this replica no longer leads")]
+    NotLeading,
+    #[error("{object} has changed meanwhile; the next pass sees how")]
+    Outdated { object: String },
+    #[error("cannot write {object}: the API server does not answer")]
+    NoAnswer { object: String },
+    #[error("cannot write {object}")]
+    Write { object: String, source: kube::Error },
+}
+
+/// What writes the `ConfigMaps`.
+pub struct Publisher {
+    objects: Api<ConfigMapObject>,
+    leadership: Leadership,
+    metrics: Metrics,
+    /// What each shard was last seen to hold, and at which version: those need no look.
+    confirmed: BTreeMap<String, (String, Shard)>,
+    /// Since when shards belong to no node.
+    gone: BTreeMap<String, Instant>,
+    aggregate: Due,
+}
+
+/// When the object with all pods may be written again.
+struct Due {
+    at: Instant,
+    /// Something has changed that it does not show yet.
+    pending: bool,
+}
+
+/// One object and what is to be done with it.
+struct Task {
+    name: String,
+    kind: Written,
+    change: Change,
+    present: Option<(Option<String>, Option<String>)>,
+}
+
+impl Publisher {
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        leadership: Leadership,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            objects: Api::namespaced(client, namespace),
+            leadership,
+            metrics,
+            confirmed: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            aggregate: Due { at: Instant::now(), pending: true },
+        }
+    }
+
+    /// Makes the objects what is wanted; when to be called again although nothing has changed.
+    ///
+    /// What was written counts as observed at once.
+    pub async fn publish(
+        &mut self,
+        wanted: &Wanted,
+        observed: &mut ConfigMaps,
+    ) -> Result<Option<Instant>, PublishError> {
+        let before = self.common(wanted, observed, Scope::Additions);
+        let added = self.carry_out(before, observed).await;
+        let shards = self.shards(wanted, observed);
+        self.carry_out(shards, observed).await?;
+        self.confirm(wanted, observed);
+        // Only now does no pod name what goes.
+        let after = self.common(wanted, observed, Scope::All);
+        self.carry_out(after, observed).await?;
+        added?;
+        self.refresh_aggregate(wanted, observed).await?;
+        self.bury(wanted, observed).await
+    }
+
+    /// The objects that all nodes read.
+    fn common(&self, wanted: &Wanted, observed: &ConfigMaps, scope: Scope) -> Vec<Task> {
+        let vips = wanted.route_ids.keys();
+        let vips = vips.map(|vip| (config_map::key(vip.addr()), String::new())).collect();
+        let networks = wanted.networks.as_ref().map(config_map::encode_networks);
+        let objects = [
+            (config_map::NETWORKS, networks),
+            (config_map::VIPS, Some(vips)),
+            (config_map::ROUTE_IDS, Some(config_map::encode_route_ids(&wanted.route_ids))),
+            (config_map::CANDIDATES, Some(config_map::encode_candidates(&wanted.candidates))),
+        ];
+        let task = |(name, data): (&str, Option<BTreeMap<_, _>>)| {
+            let desired = Desired { labels: labels(None), data: data?, ..Desired::default() };
+            task(name, Written::Common, &desired, observed, scope)
+        };
+        objects.into_iter().filter_map(task).collect()
+    }
+
+    /// The objects with the pods of each node, and those of nodes that are gone: emptied.
+    fn shards(&self, wanted: &Wanted, observed: &ConfigMaps) -> Vec<Task> {
+        let empty = Shard::new();
+        let gone = gone(wanted, observed).map(|node| (node, &empty));
+        let all = wanted.shards.iter().map(|(node, shard)| (node.as_str(), shard));
+        all.chain(gone)
+            .filter_map(|(node, shard)| {
+                let name = pods_of_node(node);
+                let version = observed.version(&name);
+                let confirmed = self.confirmed.get(&name);
+                if confirmed.is_some_and(|(at, held)| Some(at) == version && held == shard) {
+                    return None;
+                }
+                let data = config_map::encode_pods(shard);
+                let desired = Desired { labels: labels(Some(node)), data, ..Desired::default() };
+                task(&name, Written::Shard, &desired, observed, Scope::All)
+            })
+            .collect()
+    }
+
+    fn confirm(&mut self, wanted: &Wanted, observed: &ConfigMaps) {
+        let empty = Shard::new();
+        let names: BTreeSet<String> = wanted.shards.keys().map(|node| pods_of_node(node)).collect();
+        self.confirmed.retain(|name, _| names.contains(name) || observed.version(name).is_some());
+        let gone = gone(wanted, observed).map(|node| (node, &empty));
+        let all = wanted.shards.iter().map(|(node, shard)| (node.as_str(), shard)).chain(gone);
+        for (node, shard) in all {
+            let name = pods_of_node(node);
+            let Some(version) = observed.version(&name) else { continue };
+            match self.confirmed.get_mut(&name) {
+                Some((at, held)) if at == version && held == shard => {}
+                Some((at, held)) => {
+                    version.clone_into(at);
+                    if held != shard {
+                        held.clone_from(shard);
+                        self.aggregate.pending = true;
+                    }
+                }
+                None => {
+                    self.confirmed.insert(name, (version.clone(), shard.clone()));
+                    self.aggregate.pending = true;
+                }
+            }
+        }
+    }
+
+    async fn refresh_aggregate(
+        &mut self,
+        wanted: &Wanted,
+        observed: &mut ConfigMaps,
+    ) -> Result<(), PublishError> {
+        let name = config_map::PODS;
+        let changed = observed.take_changed(name);
+        self.aggregate.pending |= changed;
+        if !self.aggregate.pending || self.aggregate.at > Instant::now() {
+            return Ok(());
+        }
+        let nothing = BTreeMap::new();
+        let shown = observed.get(name).map_or(&nothing, |object| &object.data);
+        let (data, note) = aggregate(wanted.shards.values(), shown);
+        let annotations = BTreeMap::from([(TRUNCATED.to_owned(), note)]);
+        let desired = Desired { labels: labels(None), annotations, data };
+        let task = task(name, Written::Aggregate, &desired, observed, Scope::All);
+        if task.is_some() {
+            self.aggregate.at = Instant::now() + AGGREGATE_EVERY;
+        }
+        self.carry_out(task.into_iter().collect(), observed).await?;
+        self.aggregate.pending = false;
+        Ok(())
+    }
+
+    /// Deletes the empty objects of nodes that are gone for long; when to look again.
+    async fn bury(
+        &mut self,
+        wanted: &Wanted,
+        observed: &mut ConfigMaps,
+    ) -> Result<Option<Instant>, PublishError> {
+        let now = Instant::now();
+        let names: BTreeSet<String> = gone(wanted, observed).map(pods_of_node).collect();
+        self.gone.retain(|name, _| names.contains(name));
+        for name in &names {
+            self.gone.entry(name.clone()).or_insert(now);
+        }
+        for name in names {
+            if self.gone.get(&name).is_some_and(|since| *since + KEEP_EMPTY <= now) {
+                self.delete(&name, observed).await?;
+                info!("deleted {name}: it was empty, and its node is gone since long");
+            }
+        }
+        let aggregate = self.aggregate.pending.then_some(self.aggregate.at);
+        let burial = self.gone.values().min().map(|since| *since + KEEP_EMPTY);
+        Ok(aggregate.into_iter().chain(burial).min())
+    }
+
+    async fn delete(&self, name: &str, observed: &mut ConfigMaps) -> Result<(), PublishError> {
+        let Some(object) = observed.get(name) else { return Ok(()) };
+        let params = DeleteParams::default().preconditions(Preconditions {
+            uid: object.metadata.uid.clone(),
+            resource_version: object.metadata.resource_version.clone(),
+        });
+        let outcome = self.send(name, self.objects.delete(name, &params)).await;
+        if outcome.is_ok() {
+            observed.deleted(name);
+        }
+        outcome.map(drop)
+    }
+
+    /// Does all, some at once, and says what went wrong first.
+    async fn carry_out(
+        &self,
+        tasks: Vec<Task>,
+        observed: &mut ConfigMaps,
+    ) -> Result<(), PublishError> {
+        let mut outcomes =
+            stream::iter(tasks).map(|task| self.carry_out_one(task)).buffer_unordered(AT_ONCE);
+        let mut first = Ok(());
+        while let Some((name, outcome)) = outcomes.next().await {
+            match outcome {
+                Ok(object) => observed.written(object),
+                Err(error) => {
+                    debug!("{error}");
+                    if is_missing(&error) {
+                        observed.deleted(&name);
+                    }
+                    first = first.and(Err(outdated(&name, error)));
+                }
+            }
+        }
+        first
+    }
+
+    async fn carry_out_one(
+        &self,
+        task: Task,
+    ) -> (String, Result<ConfigMapObject, PublishError>) {
+        let Task { name, kind, change, present } = task;
+        let (bytes, outcome) = match change {
+            Change::Create(object) => {
+                let bytes = serde_json::to_vec(&object).map_or(0, |text| text.len());
+                (bytes, self.create(&name, &object).await)
+            }
+            Change::Patch(patch) => {
+                let bytes = patch.to_string().len();
+                let params =
+                    PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+                let patch = Patch::Merge(patch);
+                (bytes, self.send(&name, self.objects.patch(&name, &params, &patch)).await)
+            }
+            Change::Recreate => {
+                let (uid, resource_version) = present.unwrap_or_default();
+                let preconditions = Preconditions { uid, resource_version };
+                let params = DeleteParams::default().preconditions(preconditions);
+                let deleted = self.send(&name, self.objects.delete(&name, &params)).await;
+                // The watch shows that it is gone, and the next pass makes it.
+                let next = PublishError::Outdated { object: name.clone() };
+                (0, deleted.and(Err(next)))
+            }
+        };
+        if outcome.is_ok() {
+            info!(bytes, "wrote {name}");
+            self.metrics.wrote(kind, bytes);
+        }
+        (name, outcome)
+    }
+
+    async fn create(
+        &self,
+        name: &str,
+        object: &ConfigMapObject,
+    ) -> Result<ConfigMapObject, PublishError> {
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        self.send(name, self.objects.create(&params, object)).await
+    }
+
+    /// The answer to a request that only a leader may make.
+    async fn send<T>(
+        &self,
+        name: &str,
+        request: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, PublishError> {
+        let object = name.to_owned();
+        match self.leadership.during(timeout(PATIENCE, request)).await {
+            None => Err(PublishError::NotLeading),
+            Some(Err(_)) => Err(PublishError::NoAnswer { object }),
+            Some(Ok(Err(source))) => Err(PublishError::Write { object, source }),
+            Some(Ok(Ok(answer))) => Ok(answer),
+        }
+    }
+}
+
+fn task(
+    name: &str,
+    kind: Written,
+    desired: &Desired,
+    observed: &ConfigMaps,
+    scope: Scope,
+) -> Option<Task> {
+    let present = observed.get(name);
+    let change = change(name, desired, present, scope)?;
+    let present = present.map(|object| {
+        (object.metadata.uid.clone(), object.metadata.resource_version.clone())
+    });
+    Some(Task { name: name.to_owned(), kind, change, present })
+}
+
+fn labels(node: Option<&str>) -> BTreeMap<String, String> {
+    let ours = (MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned());
+    let node = node.map(|node| (NODE_LABEL.to_owned(), node.to_owned()));
+    [ours].into_iter().chain(node).collect()
+}
+
+/// The nodes that have an object with pods and are not there.
+fn gone<'a>(wanted: &'a Wanted, observed: &'a ConfigMaps) -> impl Iterator<Item = &'a str> {
+    observed
+        .names()
+        .filter_map(|name| name.strip_prefix(PODS_OF_NODE_PREFIX))
+        .filter(|node| !wanted.shards.contains_key(*node))
+}
+
+fn is_missing(error: &PublishError) -> bool {
+    matches!(error, PublishError::Write { source: kube::Error::Api(status), .. } if status.code == 404)
+}
+
+fn outdated(name: &str, error: PublishError) -> PublishError {
+    match error {
+        PublishError::Write { source: kube::Error::Api(status), .. }
+            if matches!(status.code, 404 | 409) =>
+        {
+            PublishError::Outdated { object: name.to_owned() }
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,273 @@
+//! The running controller: waits for news, decides, has it written, tells the outside.
+//!
+//! One pass is: observe what is known, [`resolve`], publish, hand what there is to report to those
+//! who write it in their own time: mappings never wait for status.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::{Api, Client};
+use shared::config_map;
+use shared::crd::{self, Kind};
+use shared::telemetry::Health;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info};
+
+use crate::leader::Leadership;
+use crate::metrics::{Kind as Judged, Metrics, Part};
+use crate::model::{Reason, Resolved};
+use crate::publish::{PublishError, Publisher, Wanted};
+use crate::report::{Task, Writer, report};
+use crate::resolve::resolve;
+use crate::watch::follow;
+use crate::world::{self, News, World};
+
+/// The shortest wait before a failed pass is made again; it doubles each time.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+/// The longest wait before a failed pass is made again.
+const LAST_RETRY: Duration = Duration::from_secs(5);
+/// How long news are collected before a pass, at least and at most: half the time of the pass
+/// before, so that a large cluster in turmoil does not cost all of a processor.
+const SETTLE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(20));
+/// How often the loop turns at least, to show that it does.
+const BEAT: Duration = Duration::from_secs(10);
+/// How many news may wait; those who follow objects wait then.
+const BACKLOG: usize = 1024;
+
+/// What runs.
+pub struct Controller {
+    client: Client,
+    world: World,
+    publisher: Publisher,
+    writer: Writer,
+    reports: watch::Sender<Arc<Vec<Task>>>,
+    writing: JoinHandle<()>,
+    leadership: Leadership,
+    metrics: Metrics,
+    health: Health,
+}
+
+/// When what is due.
+struct Timetable {
+    /// Something may have changed since the last pass.
+    pass: bool,
+    /// A pass is due then, whatever happens.
+    at: Option<Instant>,
+    retry: Duration,
+    /// How long the last pass took, without waiting for answers.
+    effort: Duration,
+    /// When the first news came that no pass has seen yet.
+    since: Option<Instant>,
+    led: bool,
+}
+
+impl Controller {
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        identity: &str,
+        leadership: Leadership,
+        metrics: Metrics,
+        health: Health,
+    ) -> Self {
+        let publisher =
+            Publisher::new(client.clone(), namespace, leadership.clone(), metrics.clone());
+        let writer = Writer::new(
+            client.clone(),
+            namespace,
+            identity,
+            leadership.clone(),
+            metrics.clone(),
+        );
+        let (reports, told) = watch::channel(Arc::default());
+        let writing = tokio::spawn(writer.clone().run(told));
+        let world = World::new(namespace);
+        Self { client, world, publisher, writer, reports, writing, leadership, metrics, health }
+    }
+
+    /// Runs until `shutdown`; nothing is written any more when it returns.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        self.work(&shutdown).await;
+        self.writing.abort();
+        // It ends as cancelled, as it was told to.
+        drop(self.writing.await);
+    }
+
+    async fn work(&mut self, shutdown: &CancellationToken) {
+        let (sender, mut news) = mpsc::channel(BACKLOG);
+        follow_all(&self.client, self.world.namespace(), &sender);
+        drop(sender);
+        let mut due = Timetable {
+            pass: false,
+            at: None,
+            retry: FIRST_RETRY,
+            effort: Duration::ZERO,
+            since: None,
+            led: false,
+        };
+        let mut complaint = String::new();
+        loop {
+            self.health.beat();
+            let wake = due.at.map_or(Instant::now() + BEAT, |at| at.min(Instant::now() + BEAT));
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                first = news.recv() => match first {
+                    Some(first) => self.learn(first, &mut news, &mut due).await,
+                    None => return,
+                },
+                () = self.leadership.changed() => {}
+                () = sleep_until(wake) => {}
+            }
+            self.pass_if_due(&mut due, &mut complaint).await;
+        }
+    }
+
+    /// Takes in news, and what comes within a moment.
+    async fn learn(&mut self, first: News, news: &mut mpsc::Receiver<News>, due: &mut Timetable) {
+        let now = Instant::now();
+        let settled = now + (due.effort / 2).clamp(SETTLE.0, SETTLE.1);
+        let mut next = Some(first);
+        while let Some(one) = next {
+            if self.world.learn(one) {
+                due.pass = true;
+                due.since.get_or_insert(now);
+            }
+            next = if due.pass {
+                timeout_at(settled, news.recv()).await.ok().flatten()
+            } else {
+                news.try_recv().ok()
+            };
+        }
+        self.metrics.backlog(news.len());
+    }
+
+    async fn pass_if_due(&mut self, due: &mut Timetable, complaint: &mut String) {
+        let missing = self.world.missing();
+        if !missing.is_empty() {
+            self.health.set_unready(&format!("not listed yet: {}", missing.join(", ")));
+            return;
+        }
+        // A replica that stands by is ready: it could take over at once.
+        self.health.set_ready();
+        let leads = self.leadership.leads();
+        self.metrics.leads(leads);
+        if leads && !due.led {
+            // What others have written meanwhile is known, what they were about to is not.
+            due.pass = true;
+        }
+        if !leads && due.led {
+            self.reports.send_replace(Arc::default());
+        }
+        due.led = leads;
+        let is_time = due.at.is_some_and(|at| at <= Instant::now());
+        if !leads || !(due.pass || is_time) {
+            return;
+        }
+        due.pass = false;
+        due.at = None;
+        match self.pass(due).await {
+            Ok(next) => {
+                due.at = next;
+                due.retry = FIRST_RETRY;
+                complaint.clear();
+                if let Some(since) = due.since.take() {
+                    self.metrics.took(Part::NewsToWritten, since.elapsed());
+                }
+            }
+            Err(PublishError::NotLeading) => due.pass = true,
+            Err(failure) => {
+                let chain = format!("{:#}", anyhow::Error::new(failure));
+                if chain != *complaint {
+                    error!("{chain}");
+                    *complaint = chain;
+                }
+                due.at = Some(Instant::now() + due.retry);
+                due.retry = (due.retry * 2).min(LAST_RETRY);
+            }
+        }
+    }
+
+    async fn pass(&mut self, due: &mut Timetable) -> Result<Option<Instant>, PublishError> {
+        let started = Instant::now();
+        let resolved = resolve(&self.world.observed());
+        self.tell(&resolved);
+        let confirmed = self.writer.confirmed();
+        let tasks = report(&self.world, &resolved, &confirmed, Timestamp::now());
+        let wanted = self.wanted(resolved);
+        due.effort = started.elapsed();
+        self.metrics.took(Part::Resolve, due.effort);
+        let started = Instant::now();
+        let outcome = self.publisher.publish(&wanted, &mut self.world.config_maps).await;
+        self.metrics.took(Part::Publish, started.elapsed());
+        debug!(took = ?started.elapsed(), "published");
+        // Told also if something was not written: those who wait should know why.
+        self.reports.send_replace(Arc::new(tasks));
+        outcome
+    }
+
+    /// What is to be published: every node has a share, even if it is empty.
+    fn wanted(&self, resolved: Resolved) -> Wanted {
+        let counts = resolved.mappers.values().any(|verdict| verdict.counts);
+        let published = self.world.config_maps.get(config_map::NETWORKS).is_some();
+        let mut shards = resolved.shards;
+        for node in self.world.nodes() {
+            shards.entry(node.name.clone()).or_default();
+        }
+        Wanted {
+            route_ids: resolved.route_ids,
+            candidates: resolved.candidates,
+            // Without an EgressMapper nobody says what they are: agents that are still there go on
+            // with what they were told.
+            networks: (counts || !published).then_some(resolved.networks),
+            shards,
+        }
+    }
+
+    fn tell(&self, resolved: &Resolved) {
+        let addresses = resolved.shards.values().flat_map(|shard| shard.values());
+        let (mapped, held) = addresses.fold((0, 0), |(mapped, held), vip| match vip {
+            Some(_) => (mapped + 1, held),
+            None => (mapped, held + 1),
+        });
+        self.metrics.mapped(mapped, held);
+        let vips = resolved.vips.values();
+        let egresses = resolved.egresses.values();
+        let mappers = resolved.mappers.values();
+        self.metrics.verdicts(
+            vips.map(|verdict| (Judged::Vip, verdict.accepted.reason.as_str()))
+                .chain(egresses.map(|verdict| (Judged::Egress, verdict.ready.reason.as_str())))
+                .chain(mappers.map(|of| (Judged::EgressMapper, of.accepted.reason.as_str()))),
+        );
+    }
+}
+
+/// Begins to follow everything that decisions are made of.
+fn follow_all(client: &Client, namespace: &str, news: &mpsc::Sender<News>) {
+    macro_rules! all {
+        ($convert:expr, $wrap:expr) => {
+            tokio::spawn(follow(Api::all(client.clone()), $convert, $wrap, news.clone()))
+        };
+    }
+    macro_rules! own {
+        ($convert:expr, $wrap:expr) => {{
+            let api = Api::namespaced(client.clone(), namespace);
+            tokio::spawn(follow(api, $convert, $wrap, news.clone()))
+        }};
+    }
+    use crate::watch::objects::{JobMeta, ReplicaSetMeta};
+    all!(world::crd_object::<crd::Vip>, News::Vips);
+    all!(world::crd_object::<crd::Egress>, News::Egresses);
+    all!(world::crd_object::<crd::EgressMapper>, News::Mappers);
+    all!(world::pod, News::Pods);
+    all!(world::node, News::Nodes);
+    all!(|of: ReplicaSetMeta| world::owned(Kind::ReplicaSet, of.metadata), News::ReplicaSets);
+    all!(|of: JobMeta| world::owned(Kind::Job, of.metadata), News::Jobs);
+    own!(world::config_map, News::ConfigMaps);
+    own!(world::daemon_set, News::DaemonSets);
+    info!("follows the cluster's objects");
+}
