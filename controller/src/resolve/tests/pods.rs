@@ -102,6 +102,23 @@ fn a_known_replica_set_without_a_deployment_is_of_none() {
     assert!(outcome(&observed).mapped().is_empty());
 }
 
+#[rstest]
+#[case::deployment_is_older(1, 2, "192.168.122.7")]
+#[case::replica_set_is_older(2, 1, VIP)]
+fn both_owners_of_a_pod_count_alike(
+    #[case] of_deployment: i64,
+    #[case] of_replica_set: i64,
+    #[case] expected: &str,
+) {
+    let observed = with_vip()
+        .vip(vip("b", "192.168.122.7"))
+        .pod(owned_pod(Kind::ReplicaSet, "web-1"))
+        .owned(Kind::ReplicaSet, "web-1", Some(deployment()))
+        .egress(egress("d", "192.168.122.7", "deploy", "web").created(of_deployment))
+        .egress(egress("r", VIP, "rs", "web-1").created(of_replica_set));
+    assert_eq!(outcome(&observed).mapped(), [format!("{IP} {expected}")]);
+}
+
 #[test]
 fn a_selector_selects_pods_of_the_namespace() {
     let selector: LabelSelector =
