@@ -79,7 +79,7 @@ impl Leadership {
     /// Waits for news of the election; renewals are news, too. Ends never if there will be none.
     pub async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
@@ -132,7 +132,13 @@ fn duration_of(spec: &LeaseSpec) -> Duration {
 }
 
 /// The Lease that makes `identity` its holder from `now` on.
-fn held(before: Option<&Lease>, name: &str, identity: &str, terms: &Terms, now: Timestamp) -> Lease {
+fn held(
+    before: Option<&Lease>,
+    name: &str,
+    identity: &str,
+    terms: &Terms,
+    now: Timestamp,
+) -> Lease {
     let before_spec = before.and_then(|lease| lease.spec.clone()).unwrap_or_default();
     let metadata = before.map_or_else(
         || ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
@@ -328,7 +334,8 @@ mod tests {
     }
 
     fn terms() -> Terms {
-        Terms::new(Duration::from_secs(15), Duration::from_secs(10), Duration::from_secs(2)).unwrap()
+        Terms::new(Duration::from_secs(15), Duration::from_secs(10), Duration::from_secs(2))
+            .unwrap()
     }
 
     #[rstest]
@@ -374,9 +381,9 @@ mod tests {
         assert_eq!(Terms::new(duration, deadline, retry).map(|_| ()), expected);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn leadership_ends_by_itself() {
-        let (sender, receiver) = watch::channel(Some(Instant::now() + Duration::from_secs(10)));
+        let (sender, receiver) = watch::channel(Some(Instant::now() + Duration::from_millis(300)));
         let leadership = Leadership(receiver);
         assert!(leadership.leads());
         assert_eq!(leadership.during(async { 1 }).await, Some(1));

@@ -60,7 +60,12 @@ pub enum Action {
 pub type Confirmed = BTreeMap<String, (String, i64, String)>;
 
 /// All there is to do.
-pub fn report(world: &World, resolved: &Resolved, confirmed: &Confirmed, now: Timestamp) -> Vec<Task> {
+pub fn report(
+    world: &World,
+    resolved: &Resolved,
+    confirmed: &Confirmed,
+    now: Timestamp,
+) -> Vec<Task> {
     let mut tasks = Vec::new();
     for (key, verdict) in &resolved.vips {
         let Some(vip) = world.vips().get(key) else { continue };
@@ -148,3 +153,6 @@ fn applied(set: &DaemonSet, world: &World, confirmed: &Confirmed) -> Option<Task
     }
     Some(Task { target: Target::DaemonSet(set.name), action: Action::Apply(set.clone()) })
 }
+
+#[cfg(test)]
+mod tests;

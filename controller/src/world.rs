@@ -2,7 +2,7 @@
 
 mod convert;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use shared::config_map::{self, NODE_REPORT_PREFIX, NodeReport};
@@ -106,19 +106,19 @@ pub struct World {
 
 /// Equal sets of labels are kept once: the pods of an owner have the same.
 #[derive(Debug, Default)]
-struct Labels(HashMap<Arc<BTreeMap<String, String>>, ()>);
+struct Labels(HashSet<Arc<BTreeMap<String, String>>>);
 
 impl Labels {
     fn share(&mut self, labels: &mut Arc<BTreeMap<String, String>>) {
-        if let Some((known, ())) = self.0.get_key_value(&**labels) {
+        if let Some(known) = self.0.get(&**labels) {
             *labels = known.clone();
         } else {
-            self.0.insert(labels.clone(), ());
+            self.0.insert(labels.clone());
         }
     }
 
     fn forget_unused(&mut self) {
-        self.0.retain(|labels, ()| Arc::strong_count(labels) > 1);
+        self.0.retain(|labels| Arc::strong_count(labels) > 1);
     }
 }
 
@@ -157,10 +157,10 @@ impl World {
             News::Egresses(change) => keep(&mut self.egresses, change, key_of, same_object),
             News::Mappers(change) => keep(&mut self.mappers, change, key_of, same_object),
             News::Pods(change) => self.learn_pods(change),
-            News::Nodes(change) => keep(&mut self.nodes, change, |node| node.name.clone(), Node::eq),
-            News::ReplicaSets(change) => {
-                keep(&mut self.replica_sets, change, owned_key, Owned::eq)
+            News::Nodes(change) => {
+                keep(&mut self.nodes, change, |node| node.name.clone(), Node::eq)
             }
+            News::ReplicaSets(change) => keep(&mut self.replica_sets, change, owned_key, Owned::eq),
             News::Jobs(change) => keep(&mut self.jobs, change, owned_key, Owned::eq),
             News::ConfigMaps(change) => self.learn_config_maps(change),
             News::DaemonSets(change) => self.learn_daemon_sets(change),
@@ -178,7 +178,8 @@ impl World {
         if self.labels.0.len() > 2 * self.pods.len() + 100 {
             self.labels.forget_unused();
         }
-        let key = |pod: &Pod| ObjectKey { namespace: pod.namespace.clone(), name: pod.name.clone() };
+        let key =
+            |pod: &Pod| ObjectKey { namespace: pod.namespace.clone(), name: pod.name.clone() };
         keep(&mut self.pods, change, key, Pod::eq)
     }
 

@@ -80,10 +80,8 @@ impl Writer {
         leadership: Leadership,
         metrics: Metrics,
     ) -> Self {
-        let reporter = Reporter {
-            controller: FIELD_MANAGER.to_owned(),
-            instance: Some(identity.to_owned()),
-        };
+        let reporter =
+            Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(identity.to_owned()) };
         Self {
             recorder: Recorder::new(client.clone(), reporter),
             client,
@@ -106,7 +104,8 @@ impl Writer {
         loop {
             let tasks = told.borrow_and_update().clone();
             let now = Instant::now();
-            last.retain(|_, last| last.at + LAST_RETRY > now || last.done.is_some());
+            let named: BTreeSet<&Target> = tasks.iter().map(|task| &task.target).collect();
+            last.retain(|target, last| last.at + LAST_RETRY > now || named.contains(target));
             let open: Vec<&Task> =
                 tasks.iter().filter(|task| !is_done(task, last.get(&task.target))).collect();
             self.metrics.status_backlog(open.len());
@@ -311,7 +310,8 @@ fn remember(
             };
             complaints.remove(&target);
             let versions = before.into_iter().chain(after).collect();
-            let wait = if matches!(target, Target::Finalizers(_)) { Duration::ZERO } else { BETWEEN };
+            let wait =
+                if matches!(target, Target::Finalizers(_)) { Duration::ZERO } else { BETWEEN };
             last.insert(target, Last { at, wait, done: Some((action, versions)) });
         }
         Err(failure) => {
