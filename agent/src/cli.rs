@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use shared::config_map::VIPS;
 use shared::telemetry::LogFormat;
 
 use crate::desired::Settings;
+use crate::keepalived::config as keepalived;
 use crate::routing::ownership::{DEFAULT_PROTOCOL, DEFAULT_RULE_BASE, DEFAULT_TABLE_BASE};
 use crate::routing::{InvalidOwnership, MarkMask, Ownership};
 use crate::ruleset::TableNames;
@@ -32,6 +34,43 @@ pub struct Cli {
         help = "How logs are written to standard error; EGRESS_LOG or RUST_LOG filter them"
     )]
     pub log_format: LogFormat,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Another program than the agent.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run keepalived, which decides who of the nodes holds each VIP.
+    Keepalived(Keepalived),
+}
+
+/// How to run keepalived.
+#[derive(Debug, Args)]
+pub struct Keepalived {
+    /// Where VIPs come from in a pod: the ConfigMap vip-configmap and its siblings in that namespace.
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = namespace_of_vips,
+          conflicts_with = "vips_dir")]
+    pub services_configmap: Option<String>,
+    /// Where VIPs come from else: one sub-directory per ConfigMap, one file per key.
+    #[arg(id = "vips_dir", long = "mappings-dir", value_name = "DIR", env = "EGRESS_MAPPINGS_DIR")]
+    pub mappings_dir: Option<PathBuf>,
+    /// The name of this node, as the cluster calls it; by default the host's name.
+    #[arg(id = "vips_node", long = "node-name", value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: Option<String>,
+    /// The interface of every VIP; by default the one with the route to the VIP's subnet.
+    #[arg(id = "vips_interface", long = "interface", value_name = "IF", env = "INTERFACE_NAME")]
+    pub interface: Option<String>,
+    /// Between two adverts, in milliseconds: tens, from 10 to 40950. Must be the same on all nodes.
+    #[arg(long, value_name = "N", default_value = "200", value_parser = advert_interval,
+          env = "ADVERT_INTERVAL_MS")]
+    pub advert_interval_ms: Duration,
+    /// The keepalived program.
+    #[arg(long, value_name = "PROGRAM", default_value = "keepalived")]
+    pub keepalived: String,
+    /// Where keepalived's configuration and process numbers are written.
+    #[arg(long, value_name = "DIR", default_value = "/run/egress-keepalived")]
+    pub run_dir: PathBuf,
 }
 
 /// What to do instead of running.
@@ -49,10 +88,17 @@ pub struct Action {
 /// How to run.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// Where mappings come from: one sub-directory per ConfigMap, one file per key.
+    /// Where mappings come from: one sub-directory per ConfigMap, one file per key; by default, in a
+    /// pod or with KUBECONFIG set, the API server.
     #[arg(long, value_name = "DIR", env = "EGRESS_MAPPINGS_DIR")]
     pub mappings_dir: Option<PathBuf>,
-    /// The name of this node, for logs and metrics; by default the host's name.
+    /// The namespace of the ConfigMaps, and of the agent's DaemonSet.
+    #[arg(long, value_name = "NAME", default_value = "default", env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// The agent's DaemonSet: when it is being deleted, SIGTERM has everything of ours removed.
+    #[arg(long, value_name = "NAME", default_value = "kube-egress")]
+    pub daemon_set: String,
+    /// The name of this node, as the cluster calls it; by default the host's name.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node_name: Option<String>,
     /// How often the whole kernel state is looked at, without any notice: seconds, as 5 or 5s.
@@ -110,11 +156,24 @@ pub enum Output {
 impl Run {
     /// The node's name: as given, else the host's.
     pub fn node_name(&self) -> String {
-        given(self.node_name.as_ref()).unwrap_or_else(|| {
-            let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-            host.unwrap_or_else(|| "unknown".to_owned())
-        })
+        given(self.node_name.as_ref()).unwrap_or_else(host_name)
     }
+}
+
+impl Keepalived {
+    /// What the flags mean.
+    pub fn settings(&self) -> keepalived::Settings {
+        keepalived::Settings {
+            node: given(self.node_name.as_ref()).unwrap_or_else(host_name),
+            interface: given(self.interface.as_ref()),
+            advert_interval: self.advert_interval_ms,
+        }
+    }
+}
+
+fn host_name() -> String {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    host.unwrap_or_else(|| "unknown".to_owned())
 }
 
 impl Kernel {
@@ -162,6 +221,22 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// VRRP counts in hundredths of a second, with twelve bits.
+fn advert_interval(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(millis @ 10..=40950) if millis % 10 == 0 => Ok(Duration::from_millis(millis)),
+        _ => Err("use tens of milliseconds from 10 to 40950, such as 200".to_owned()),
+    }
+}
+
+/// The namespace: the object's name is known.
+fn namespace_of_vips(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((namespace, VIPS)) if !namespace.is_empty() => Ok(namespace.to_owned()),
+        _ => Err(format!("use a namespace and the name {VIPS}, as default/{VIPS}")),
+    }
+}
+
 /// nft's own rule for identifiers, less the slash and the backslash that it would accept.
 fn table_name(text: &str) -> Result<String, String> {
     let mut characters = text.chars();
@@ -197,6 +272,27 @@ mod tests {
     #[case("", None)]
     fn an_interval_is_seconds_as_text(#[case] text: &str, #[case] expected: Option<u64>) {
         assert_eq!(seconds(text).ok(), expected.map(Duration::from_secs));
+    }
+
+    #[rstest]
+    #[case("200", Some(200))]
+    #[case("10", Some(10))]
+    #[case("40950", Some(40950))]
+    #[case("0", None)]
+    #[case("205", None)]
+    #[case("41000", None)]
+    #[case("0.2", None)]
+    fn an_advert_interval_is_what_vrrp_can_say(#[case] text: &str, #[case] expected: Option<u64>) {
+        assert_eq!(advert_interval(text).ok(), expected.map(Duration::from_millis));
+    }
+
+    #[rstest]
+    #[case("default/vip-configmap", Some("default"))]
+    #[case("vip-configmap", None)]
+    #[case("/vip-configmap", None)]
+    #[case("default/other", None)]
+    fn the_object_of_vips_is_known(#[case] text: &str, #[case] namespace: Option<&str>) {
+        assert_eq!(namespace_of_vips(text).ok().as_deref(), namespace);
     }
 
     #[rstest]

@@ -6,27 +6,31 @@
 //! interface), 70 anything else.
 
 mod counters;
+mod origin;
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{self, ExitCode, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context;
 use nix::errno::Errno;
 use prometheus_client::registry::Registry;
-use shared::config_map::Object;
 use shared::telemetry::{self, Health, LogsError, ServeError};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, info_span};
+use tracing::{Instrument, error, info, info_span, warn};
 
 use self::counters::KernelCounters;
-use crate::cli::{Cli, Output};
+use self::origin::Origin;
+use crate::api_server::{ApiServer, ApiServerError, told};
+use crate::cli::{Cli, Command, Keepalived, Output};
 use crate::desired::Settings;
+use crate::keepalived::{Launcher, Supervisor};
 use crate::kernel::{Kernel, KernelError};
 use crate::kernel_state::Observed;
 use crate::metrics::Metrics;
@@ -34,17 +38,23 @@ use crate::node_facts::NoUplink;
 use crate::report::{Report, report};
 use crate::routing::InvalidOwnership;
 use crate::run::Agent;
-use crate::sources::directory::{DirectorySource, SourceError};
+use crate::sources::directory::SourceError;
 use crate::sync::Sync;
 
 /// How long the main loop may be busy before `/healthz` says that it is stuck: the first load of a
 /// very large node takes some seconds.
 const STUCK_AFTER: Duration = Duration::from_mins(1);
 
+/// How long to wait for word on the DaemonSet at the end.
+const UNINSTALLED_WITHIN: Duration = Duration::from_secs(3);
+
 /// Why a command cannot be carried out at all.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error("nothing to do: name a directory of mappings with --mappings-dir, or see --help")]
+    #[error(
+        "nothing to do: name a directory of mappings with --mappings-dir, or run in a pod or set \
+         KUBECONFIG to read them from the API server; see --help"
+    )]
     NoSource,
     #[error(
         "cannot work without CAP_NET_ADMIN; run as root with it, or add NET_ADMIN to the \
@@ -53,6 +63,10 @@ enum Refusal {
     NoCapability(#[source] KernelError),
     #[error("cannot run {program} ({why}); install nftables 1.0.6 or later, or name it with --nft")]
     NoNft { program: String, why: String },
+    #[error(
+        "no VIPs: name them with --services-configmap NAMESPACE/vip-configmap or --mappings-dir"
+    )]
+    NoVips,
     #[error("cannot listen on {addr} ({why}); choose another address or port with --listen")]
     Port { addr: SocketAddr, why: std::io::Error },
     #[error("cannot use --interface: {0}")]
@@ -82,7 +96,7 @@ fn code(error: &anyhow::Error) -> u8 {
     // What an error was wrapped in is found by `downcast_ref`, and not in its chain.
     if let Some(refusal) = error.downcast_ref::<Refusal>() {
         match refusal {
-            Refusal::NoSource => USAGE,
+            Refusal::NoSource | Refusal::NoVips => USAGE,
             Refusal::NoCapability(_) => NO_PERMISSION,
             Refusal::NoNft { .. } | Refusal::Port { .. } => UNAVAILABLE,
             Refusal::Interface(_) => CONFIGURATION,
@@ -90,7 +104,7 @@ fn code(error: &anyhow::Error) -> u8 {
         }
     } else if error.is::<InvalidOwnership>() || error.is::<LogsError>() {
         USAGE
-    } else if error.is::<SourceError>() {
+    } else if error.is::<SourceError>() || error.is::<ApiServerError>() {
         CONFIGURATION
     } else if error.is::<ServeError>() {
         UNAVAILABLE
@@ -103,7 +117,11 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
     let settings = cli.kernel.settings()?;
     telemetry::init_logs(cli.log_format)?;
     let runtime = runtime()?;
-    if cli.action.dump_rules {
+    if let Some(Command::Keepalived(options)) = &cli.command {
+        let outcome = runtime.block_on(keepalived(options));
+        runtime.shutdown_background();
+        outcome
+    } else if cli.action.dump_rules {
         let report = runtime.block_on(dump(cli, settings))?;
         print(&report, cli.run.output)
     } else if cli.action.cleanup {
@@ -186,7 +204,7 @@ async fn clean_up(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
 /// Asked before anything else is done: an agent that cannot load tables is of no use.
 fn need_nft(program: &str) -> Result<(), Refusal> {
     let refusal = |why| Refusal::NoNft { program: program.to_owned(), why };
-    let output = Command::new(program)
+    let output = process::Command::new(program)
         .arg("--version")
         .stdin(Stdio::null())
         .stderr(Stdio::null())
@@ -200,7 +218,12 @@ fn need_nft(program: &str) -> Result<(), Refusal> {
 }
 
 async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
-    let directory = cli.run.mappings_dir.as_deref().ok_or(Refusal::NoSource)?;
+    let directory = cli.run.mappings_dir.as_deref();
+    let api_server = match directory {
+        Some(_) => None,
+        None if ApiServer::is_offered() => Some(ApiServer::find(&cli.run.namespace).await?),
+        None => return Err(Refusal::NoSource.into()),
+    };
     need_nft(&cli.kernel.nft)?;
     let kernel = open(cli, &settings)?;
     let notifications = kernel.subscribe().map_err(missing_capability)?;
@@ -208,27 +231,28 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
         let facts = kernel.node_facts().await.map_err(missing_capability)?;
         facts.exists(name).map_err(Refusal::Interface)?;
     }
-    let source = DirectorySource::open(directory, |object| Object::of_name(object).is_some())?;
+    let node = cli.run.node_name();
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let origin = Origin::open(directory, api_server.as_ref(), &node, &mut registry)?;
     let listener = telemetry::listen(cli.run.listen).await.map_err(|error| match error {
         ServeError::Listen { addr, source } => Refusal::Port { addr, why: source }.into(),
         error @ ServeError::Serve(_) => anyhow::Error::from(error),
     })?;
 
-    let mut registry = Registry::default();
-    let metrics = Metrics::register(&mut registry);
     registry.register_collector(Box::new(KernelCounters::of(cli.kernel.tables())));
     let health = Health::new(STUCK_AFTER);
     let shutdown = CancellationToken::new();
     let server = serve_aside(listener, registry, health.clone(), shutdown.clone())?;
     stop_on_signals(&shutdown)?;
 
-    let node = cli.run.node_name();
     let span = info_span!("agent", node);
     let _entered = span.enter();
-    info!(directory = %directory.display(), listen = %cli.run.listen, "started");
+    info!(mappings = origin.address, listen = %cli.run.listen, "started");
     let agent = Agent {
-        sync: Sync::new(kernel, settings, metrics.clone()),
-        source,
+        sync: Sync::new(kernel, settings.clone(), metrics.clone(), origin.store),
+        source: origin.source,
+        reporter: origin.reporter,
         notifications,
         metrics,
         health,
@@ -240,8 +264,47 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
     server
         .join()
         .map_err(|_| anyhow::anyhow!("the server of probes and metrics has panicked"))??;
+    if uninstalled(api_server.as_ref(), &cli.run.daemon_set).await {
+        return clean_up(cli, settings).await;
+    }
     info!("stopped; the rules stay, and work without an agent");
     Ok(())
+}
+
+async fn keepalived(options: &Keepalived) -> anyhow::Result<()> {
+    let settings = options.settings();
+    let span = info_span!("keepalived", node = settings.node);
+    let launcher = Launcher {
+        source: origin::of_vips(options, &settings.node).await?,
+        supervisor: Supervisor::new(&options.keepalived, &options.run_dir)?,
+        settings,
+    };
+    let shutdown = CancellationToken::new();
+    stop_on_signals(&shutdown)?;
+    launcher.run(shutdown).instrument(span).await.map_err(missing_capability)?;
+    info!("stopped");
+    Ok(())
+}
+
+/// Whether the agent stops for good. Without a clear answer it does not.
+async fn uninstalled(server: Option<&ApiServer>, daemon_set: &str) -> bool {
+    let Some(server) = server else { return false };
+    match timeout(UNINSTALLED_WITHIN, server.daemon_set_goes(daemon_set)).await {
+        Ok(Ok(goes)) => {
+            if goes {
+                info!("DaemonSet {daemon_set} is deleted: removing everything of ours");
+            }
+            goes
+        }
+        Ok(Err(error)) => {
+            warn!("cannot tell whether DaemonSet {daemon_set} is deleted: {}", told(&error));
+            false
+        }
+        Err(_) => {
+            warn!("cannot tell whether DaemonSet {daemon_set} is deleted: no answer in time");
+            false
+        }
+    }
 }
 
 /// On a thread of its own: a probe must not wait for a synchronisation.

@@ -1,12 +1,15 @@
 //! The agent: programs a node's kernel so that mapped pods leave with their VIP, or not at all.
 
+pub mod api_server;
 pub mod cli;
 pub mod commands;
 pub mod desired;
+pub mod keepalived;
 pub mod kernel;
 pub mod kernel_state;
 pub mod metrics;
 pub mod node_facts;
+pub mod node_report;
 pub mod plan;
 pub mod pod_tables;
 pub mod report;

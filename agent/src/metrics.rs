@@ -1,5 +1,7 @@
 //! What the agent tells Prometheus.
 
+mod source;
+
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +14,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+
+pub use self::source::{SourceMetrics, WatchMetrics};
 
 /// A part of a synchronisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

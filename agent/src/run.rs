@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use shared::Vip;
 use shared::telemetry::Health;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::kernel::KernelError;
 use crate::kernel::notifications::{Notice, Notifications};
 use crate::metrics::Metrics;
-use crate::sources::directory::{DirectorySource, Unreadable};
+use crate::node_report::{Reporter, Standing};
+use crate::sources::{Batch, Source, Unreadable};
 use crate::sync::{Sync, SyncError};
 
 /// The shortest wait before a failed synchronisation is tried again; it doubles each time.
@@ -31,7 +33,9 @@ pub struct Agent {
     /// What keeps the kernel in line.
     pub sync: Sync,
     /// Where mappings come from.
-    pub source: DirectorySource,
+    pub source: Source,
+    /// Who tells the API server of this node.
+    pub reporter: Option<Reporter>,
     /// What others change in the kernel; subscribed to before the first look.
     pub notifications: Notifications,
     /// Where numbers are told.
@@ -52,6 +56,8 @@ struct Timetable {
     retry: Duration,
     /// Changes of tables are heard: from the first synchronisation on.
     hears_tables: bool,
+    /// The source has told what there is.
+    has_read: bool,
 }
 
 impl Timetable {
@@ -60,7 +66,8 @@ impl Timetable {
     }
 
     fn next(&self) -> Instant {
-        [self.sync, self.report].into_iter().flatten().fold(self.look, Instant::min)
+        let sync = self.sync.filter(|_| self.has_read);
+        [sync, self.report].into_iter().flatten().fold(self.look, Instant::min)
     }
 }
 
@@ -80,6 +87,7 @@ impl Agent {
             repair: now,
             retry: FIRST_RETRY,
             hears_tables: false,
+            has_read: false,
         };
         let mut complaints = Complaints::default();
         self.health.set_unready("mappings were not read yet");
@@ -90,7 +98,9 @@ impl Agent {
                 () = shutdown.cancelled() => return Ok(()),
                 notice = self.notifications.next() => self.hear(notice?, &mut due)?,
                 batch = self.source.next(), if due.read <= Instant::now() => match batch {
+                    Ok(Batch { waiting: Some(reason), .. }) => self.wait_for(&reason),
                     Ok(batch) => {
+                        due.has_read = true;
                         self.sync.learn(batch.changes);
                         complaints.unreadable.extend(batch.unreadable);
                         due.report = Some(Instant::now() + BEFORE_REPORT);
@@ -109,7 +119,7 @@ impl Agent {
                 self.sync.look_again();
                 due.sync_by(Instant::now());
             }
-            if is_due(due.sync) {
+            if is_due(due.sync) && due.has_read {
                 self.sync_now(&mut due, &mut complaints).await?;
             }
             if is_due(due.report) {
@@ -117,6 +127,20 @@ impl Agent {
                 complaints.tell(&self.sync);
                 self.metrics.mapped(&self.sync.counts());
             }
+        }
+    }
+
+    /// Nothing was read yet: what the kernel holds stays as it is.
+    fn wait_for(&self, reason: &str) {
+        debug!("{reason}");
+        self.health.set_unready(reason);
+    }
+
+    /// Tells the API server which VIPs are here, if that is known, and why not all is well.
+    fn report(&self, holds: Option<BTreeSet<Vip>>, wrong: Option<&str>) {
+        if let Some(reporter) = &self.reporter {
+            let message = wrong.unwrap_or_default().to_owned();
+            reporter.tell(Standing { holds, synced: wrong.is_none(), message });
         }
     }
 
@@ -160,15 +184,18 @@ impl Agent {
                     due.report = Some(Instant::now() + BEFORE_REPORT);
                 }
                 self.health.set_ready();
+                self.report(Some(self.sync.held()), None);
             }
             // Nothing to try again before more was read.
             Err(error @ SyncError::Incomplete(_)) => {
                 complaints.waits(&error);
                 self.health.set_unready(&error.to_string());
+                self.report(None, Some(&error.to_string()));
             }
             Err(error) => {
                 complaints.once(&error);
                 self.health.set_unready(&error.to_string());
+                self.report(Some(self.sync.held()), Some(&error.to_string()));
                 due.sync_by(Instant::now() + due.retry);
                 due.retry = (due.retry * 2).min(LAST_RETRY);
             }

@@ -10,8 +10,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Instant;
 
-use shared::MappingsStore;
 use shared::mappings::{Change, Incomplete};
+use shared::{MappingsStore, Vip};
 use tracing::{debug, error, info, warn};
 
 use self::memory::Memory;
@@ -84,13 +84,13 @@ pub struct Sync {
 }
 
 impl Sync {
-    /// Knows nothing yet.
-    pub fn new(kernel: Kernel, settings: Settings, metrics: Metrics) -> Self {
+    /// Knows nothing yet but how mappings are made.
+    pub fn new(kernel: Kernel, settings: Settings, metrics: Metrics, store: MappingsStore) -> Self {
         Self {
             kernel,
             settings,
             metrics,
-            store: MappingsStore::default(),
+            store,
             memory: Memory::default(),
             rendered: None,
             notes: Vec::new(),
@@ -121,6 +121,12 @@ impl Sync {
             rejected,
             missing,
         }
+    }
+
+    /// The VIPs of the mappings that were an address of this node at the last look.
+    pub fn held(&self) -> BTreeSet<Vip> {
+        let vips = self.store.mappings().map(|mappings| mappings.vips().keys().copied());
+        vips.map_or_else(|_| BTreeSet::new(), |vips| self.memory.facts.held(vips))
     }
 
     /// Takes in news of mappings.

@@ -19,7 +19,9 @@ pub use self::candidates::{decode_candidates, encode_candidates};
 pub use self::decode::{Decoded, decode_networks, decode_pods, decode_route_ids};
 pub(crate) use self::decode::{pod_key, pod_value, route_id_entries};
 pub use self::encode::{encode_networks, encode_pods, encode_route_ids};
-pub use self::node_report::{NodeReport, decode_node_report, encode_node_report, report_of_node};
+pub use self::node_report::{
+    NodeReport, decode_node_report, encode_node_report, label_of_node, report_of_node,
+};
 use crate::address::{Unusable, shortened};
 use crate::mappings::Violation;
 

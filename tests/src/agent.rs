@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::host::Host;
+use crate::kubernetes::PodIdentity;
 use crate::wait::wait_until;
 
 /// The port of the agent's `/healthz`, `/readyz` and `/metrics`; every node has its own network.
@@ -61,14 +62,27 @@ impl Agent {
         mappings: &Path,
         arguments: &[&str],
     ) -> Result<Self> {
+        let mut command = Command::new(Self::program()?);
+        command
+            .arg("--mappings-dir")
+            .arg(mappings)
+            .args(["--interface", "eth0", "--node-name", &node.name])
+            .args(arguments);
+        Self::launch(level, node, command)
+    }
+
+    /// Starts an agent as in a pod on that node, with these arguments; it reads the API server.
+    pub fn start_in_pod(node: &Host, pod: &PodIdentity, arguments: &[&str]) -> Result<Self> {
+        let mut command = pod.command(&Self::program()?);
+        command.args(arguments);
+        Self::launch("info,agent=debug", node, command)
+    }
+
+    fn launch(level: &str, node: &Host, mut command: Command) -> Result<Self> {
         let logs = tempfile::tempdir().context("cannot make a directory for logs")?;
         let log = File::create(logs.path().join("agent.log"))?;
         let child = node.spawn(
-            Command::new(Self::program()?)
-                .arg("--mappings-dir")
-                .arg(mappings)
-                .args(["--interface", "eth0", "--node-name", &node.name])
-                .args(arguments)
+            command
                 .env("RUST_LOG", env::var_os("RUST_LOG").unwrap_or_else(|| level.into()))
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)

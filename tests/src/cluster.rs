@@ -104,7 +104,7 @@ impl Cluster {
 }
 
 /// What a node's kernel holds now.
-fn kernel_text(node: &Host, handles: bool) -> Result<KernelText> {
+pub fn kernel_text(node: &Host, handles: bool) -> Result<KernelText> {
     let sorted = |texts: [String; 2]| {
         // The order among routes of other tables means nothing.
         let mut lines: Vec<&str> = texts.iter().flat_map(|text| text.lines()).collect();

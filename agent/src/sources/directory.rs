@@ -26,12 +26,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
-use shared::mappings::Change;
 use tokio::sync::mpsc;
 
 pub use self::file::{MAX_VALUE, Unusable};
-use self::folder::BadKey;
 use self::objects::Objects;
+use super::Batch;
 
 /// Changes that follow each other within this time are told together ...
 const QUIET: Duration = Duration::from_millis(2);
@@ -39,24 +38,6 @@ const QUIET: Duration = Duration::from_millis(2);
 const SETTLE: Duration = Duration::from_millis(50);
 /// How often to look whether the paths still lead to the watched folders.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// What changed since the batch before.
-#[derive(Debug, Default)]
-pub struct Batch {
-    /// At most one change per object, or [`Missing`](shared::mappings::Content::Missing) and its content if it went
-    /// and came back.
-    pub changes: Vec<Change>,
-    /// What was found and cannot be used. It keeps the value told before.
-    pub unreadable: Vec<Unreadable>,
-}
-
-/// A key, or with no key an object, that is there but cannot be used.
-#[derive(Debug)]
-pub struct Unreadable {
-    pub object: String,
-    pub key: Option<String>,
-    pub reason: Unusable,
-}
 
 /// Why a directory cannot be followed. Told by [`DirectorySource::next`] it may pass: another call tries again.
 #[derive(Debug, thiserror::Error)]
@@ -221,16 +202,6 @@ impl Follower {
         ];
         let _woken_early = ppoll(&mut sources, Some(TimeSpec::from_duration(timeout)), None);
         let _not_rung = self.demand.bell.read();
-    }
-}
-
-impl Batch {
-    fn add_unreadable(&mut self, object: &str, keys: Vec<BadKey>) {
-        self.unreadable.extend(keys.into_iter().map(|(key, reason)| Unreadable {
-            object: object.to_owned(),
-            key: Some(key),
-            reason,
-        }));
     }
 }
 

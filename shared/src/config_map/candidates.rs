@@ -68,7 +68,11 @@ mod tests {
         ) {
             let distinct = |nodes: Vec<String>| {
                 let mut kept = Vec::new();
-                nodes.into_iter().for_each(|n| if !kept.contains(&n) { kept.push(n) });
+                for node in nodes {
+                    if !kept.contains(&node) {
+                        kept.push(node);
+                    }
+                }
                 kept
             };
             let vip = |n| format!("192.168.0.{n}").parse::<Vip>().unwrap();

@@ -79,6 +79,13 @@ pub fn report_of_node(node: &str) -> String {
     format!("{}{node}", super::NODE_REPORT_PREFIX)
 }
 
+/// The value of a label that stands for a node: its name, cut off where labels end.
+pub fn label_of_node(node: &str) -> &str {
+    const LONGEST: usize = 63;
+    let end = node.len().min(LONGEST);
+    node.get(..end).unwrap_or_default().trim_end_matches(['-', '.', '_'])
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::collection::btree_map;
@@ -140,6 +147,13 @@ mod tests {
                  one of the two",
             ]
         );
+    }
+
+    #[test]
+    fn the_label_of_a_node_is_legal() {
+        assert_eq!(label_of_node("node-1.example"), "node-1.example");
+        let long = format!("{}.{}", "a".repeat(62), "b".repeat(62));
+        assert_eq!(label_of_node(&long), "a".repeat(62));
     }
 
     fn data_of(report: &NodeReport) -> String {

@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::claims::{Claims, PodObject};
@@ -50,7 +51,7 @@ pub struct Effect {
 #[error("waiting for {}; create what is missing, it may be empty", objects.join(" and "))]
 pub struct Incomplete {
     /// The objects that were never read, at least one.
-    pub objects: Vec<&'static str>,
+    pub objects: Vec<Cow<'static, str>>,
 }
 
 /// Mappings made of objects that change.
@@ -66,6 +67,8 @@ pub struct MappingsStore {
     networks: Small,
     claims: Claims,
     pods_read: BTreeSet<PodObject>,
+    /// The object with pods that has to be read; if none, any will do.
+    needed: Option<PodObject>,
     missing: BTreeSet<String>,
 }
 
@@ -95,6 +98,11 @@ impl Small {
 }
 
 impl MappingsStore {
+    /// For a node whose own pods' object has to be read, whichever others are.
+    pub fn of_node(node: &str) -> Self {
+        Self { needed: Some(PodObject::OfNode(node.into())), ..Self::default() }
+    }
+
     /// Takes one change in.
     pub fn apply(&mut self, change: Change) -> Effect {
         let Change { object, content } = change;
@@ -124,13 +132,20 @@ impl MappingsStore {
         }
     }
 
-    /// The mappings, once `vip-routeid-mappings`, `egress-networks` and at least one object with
-    /// pods were read whole.
+    /// The mappings, once `vip-routeid-mappings`, `egress-networks` and the node's own object with
+    /// pods, or without a node any such object, were read whole.
     pub fn mappings(&self) -> Result<&Mappings, Incomplete> {
-        let objects: Vec<&'static str> = [
-            (self.route_ids.read, config_map::ROUTE_IDS),
-            (self.networks.read, config_map::NETWORKS),
-            (!self.pods_read.is_empty(), "podip-vip-mappings (or podip-vip-mappings-<node>)"),
+        let (pods_read, pods) = match &self.needed {
+            Some(needed) => (self.pods_read.contains(needed), needed.name().into()),
+            None => (
+                !self.pods_read.is_empty(),
+                Cow::Borrowed("podip-vip-mappings (or podip-vip-mappings-<node>)"),
+            ),
+        };
+        let objects: Vec<Cow<'static, str>> = [
+            (self.route_ids.read, config_map::ROUTE_IDS.into()),
+            (self.networks.read, config_map::NETWORKS.into()),
+            (pods_read, pods),
         ]
         .into_iter()
         .filter_map(|(read, name)| (!read).then_some(name))

@@ -21,6 +21,7 @@ use crate::command::{TIMEOUT, run_within};
 use crate::guard::Guard;
 use crate::host::Host;
 use crate::lab::Lab;
+use crate::shell::Shell;
 
 const READY_WITHIN: Duration = Duration::from_mins(1);
 const ASK_EVERY: Duration = Duration::from_millis(25);
@@ -124,6 +125,13 @@ impl ApiServer {
         let before = ["env", &cache, &kubectl, "--kubeconfig", &kubeconfig];
         let command = [&before[..1], &proxies, &before[1..], arguments].concat();
         self.host.enter(|| run_within(timeout, &command, input))?
+    }
+
+    /// Runs command lines as a person types them who is `system:masters`.
+    pub fn shell(&self) -> Result<Shell> {
+        let kubectl = program::path_of("kubectl")?;
+        let programs = kubectl.parent().context("kubectl is in no directory")?;
+        Shell::on(&self.host, programs, &self.kubeconfig())
     }
 
     /// Applies YAML on the server's side and returns what kubectl prints.

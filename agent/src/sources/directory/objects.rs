@@ -13,10 +13,11 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat, stat};
 use shared::mappings::{Change, Content};
 
+use super::super::{Batch, Unreadable};
+use super::SourceError;
 use super::file::{FileReader, Unusable};
-use super::folder::{Folder, Listing};
+use super::folder::{BadKey, Folder, Listing};
 use super::watches::{Notice, Place, Watches, is_visible};
-use super::{Batch, SourceError, Unreadable};
 
 /// A folder that changes while it is read is read again, this often before others get their turn.
 const READ_AGAIN: usize = 5;
@@ -328,4 +329,14 @@ fn identity(folder: &OwnedFd) -> Result<Identity, Errno> {
 
 fn identity_of(path: &Path) -> Option<Identity> {
     stat(path).ok().map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+impl Batch {
+    fn add_unreadable(&mut self, object: &str, keys: Vec<BadKey>) {
+        self.unreadable.extend(keys.into_iter().map(|(key, reason)| Unreadable {
+            object: object.to_owned(),
+            key: Some(key),
+            reason,
+        }));
+    }
 }

@@ -15,7 +15,8 @@ use shared::mappings::{Change, Content};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use super::{Batch, DirectorySource, Unreadable};
+use super::super::Unreadable;
+use super::{Batch, DirectorySource};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const PODS: &str = "podip-vip-mappings";
@@ -127,7 +128,7 @@ impl Follower {
         self.apply(batch);
     }
 
-    fn apply(&mut self, Batch { changes, unreadable }: Batch) {
+    fn apply(&mut self, Batch { changes, unreadable, waiting: _ }: Batch) {
         for Change { object, content } in changes.clone() {
             match content {
                 Content::Whole(content) => {

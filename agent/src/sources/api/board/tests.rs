@@ -1,0 +1,121 @@
+use super::*;
+
+const NAMED: [Watch; 4] = [Watch::RouteIds, Watch::Networks, Watch::Candidates, Watch::PodsOfNode];
+
+fn data(key: &str, value: &str) -> Data {
+    BTreeMap::from([(key.to_owned(), value.to_owned())])
+}
+
+fn object(name: &str, key: &str, value: &str) -> BTreeMap<String, Data> {
+    BTreeMap::from([(name.to_owned(), data(key, value))])
+}
+
+fn texts(batch: Option<Batch>) -> Vec<String> {
+    batch.map_or_else(Vec::new, |batch| {
+        let texts = batch.changes.iter().map(|Change { object, content }| match content {
+            Content::Whole(data) => format!("{object} = {data:?}"),
+            other => format!("{object} {other:?}"),
+        });
+        texts.chain(batch.waiting).collect()
+    })
+}
+
+/// Everything listed but for the candidates.
+fn all_but_candidates() -> Board {
+    let board = Board::new("n1", &NAMED);
+    board.listed(Watch::RouteIds, object("vip-routeid-mappings", "192.168.0.1", "7"));
+    board.listed(Watch::Networks, BTreeMap::new());
+    board.listed(Watch::PodsOfNode, object("podip-vip-mappings-n1", "10.0.0.1", ""));
+    board
+}
+
+#[test]
+fn nothing_is_told_before_everything_was_listed() {
+    let board = all_but_candidates();
+    board.lost(Watch::Candidates, "refused".to_owned());
+    assert_eq!(texts(board.take()), ["waiting for the API server to list vip-candidates: refused"]);
+    assert_eq!(texts(board.take()), [""; 0], "said once");
+    board.listed(Watch::Candidates, object("vip-candidates", "192.168.0.1", "n2"));
+    assert_eq!(
+        texts(board.take()),
+        [
+            "egress-networks Missing",
+            "podip-vip-mappings-n1 = {\"10.0.0.1\": \"\"}",
+            "vip-candidates = {\"192.168.0.1\": \"n2\"}",
+            "vip-routeid-mappings = {\"192.168.0.1\": \"7\"}",
+        ]
+    );
+    assert_eq!(board.take_wider(), None);
+    assert_eq!(texts(board.take()), [""; 0]);
+}
+
+#[test]
+fn a_node_that_may_hold_vips_waits_for_the_pods_of_others() {
+    for candidates in [object("vip-candidates", "192.168.0.1", "n2,n1"), BTreeMap::new()] {
+        let board = all_but_candidates();
+        board.listed(Watch::Candidates, candidates);
+        assert_eq!(board.take_wider(), Some(Watch::PodsOfOthers));
+        assert_eq!(board.take_wider(), None, "only once");
+        assert_eq!(
+            texts(board.take()),
+            ["waiting for the API server to list podip-vip-mappings-<other nodes>"]
+        );
+        let mut all = object("podip-vip-mappings-n2", "10.0.0.2", "");
+        all.append(&mut object("podip-vip-mappings-n1", "10.0.0.1", "stale"));
+        board.listed(Watch::PodsOfOthers, all);
+        let told = texts(board.take());
+        assert_eq!(told[1], "podip-vip-mappings-n1 = {\"10.0.0.1\": \"\"}", "its own watch counts");
+        assert_eq!(told[2], "podip-vip-mappings-n2 = {\"10.0.0.2\": \"\"}");
+    }
+}
+
+#[test]
+fn a_node_that_becomes_a_candidate_later_goes_on_meanwhile_and_never_narrows() {
+    let board = all_but_candidates();
+    board.listed(Watch::Candidates, object("vip-candidates", "192.168.0.1", "n2"));
+    drop(board.take());
+    board.changed(Watch::Candidates, "vip-candidates".to_owned(), data("192.168.0.1", "n1"));
+    assert_eq!(board.take_wider(), Some(Watch::PodsOfOthers));
+    assert_eq!(texts(board.take()), ["vip-candidates = {\"192.168.0.1\": \"n1\"}"]);
+    board.changed(Watch::Candidates, "vip-candidates".to_owned(), data("192.168.0.1", "n2"));
+    board.gone(Watch::Candidates, "vip-candidates");
+    assert_eq!(board.take_wider(), None);
+    assert_eq!(
+        texts(board.take()),
+        ["vip-candidates = {\"192.168.0.1\": \"n2\"}", "vip-candidates Missing"]
+    );
+}
+
+#[test]
+fn what_vanished_unheard_is_missing_in_the_next_list() {
+    let board = all_but_candidates();
+    board.listed(Watch::Candidates, BTreeMap::new());
+    let mut others = object("podip-vip-mappings-n2", "10.0.0.2", "");
+    others.append(&mut object("podip-vip-mappings-n3", "10.0.0.3", ""));
+    board.listed(Watch::PodsOfOthers, others);
+    drop(board.take());
+    board.listed(Watch::PodsOfOthers, object("podip-vip-mappings-n3", "10.0.0.3", ""));
+    board.listed(Watch::PodsOfNode, BTreeMap::new());
+    assert_eq!(
+        texts(board.take()),
+        [
+            "podip-vip-mappings-n1 Missing",
+            "podip-vip-mappings-n2 Missing",
+            "podip-vip-mappings-n3 = {\"10.0.0.3\": \"\"}",
+        ]
+    );
+}
+
+#[test]
+fn only_the_latest_content_is_told_and_foreign_names_never() {
+    let board = all_but_candidates();
+    board.listed(Watch::Candidates, object("vip-candidates", "192.168.0.1", "n2"));
+    drop(board.take());
+    for n in 1..9 {
+        let name = "podip-vip-mappings-n1".to_owned();
+        board.changed(Watch::PodsOfNode, name, data(&format!("10.0.0.{n}"), ""));
+    }
+    board.changed(Watch::RouteIds, "podip-vip-mappings-n1".to_owned(), Data::new());
+    board.gone(Watch::RouteIds, "podip-vip-mappings-n1");
+    assert_eq!(texts(board.take()), ["podip-vip-mappings-n1 = {\"10.0.0.8\": \"\"}"]);
+}

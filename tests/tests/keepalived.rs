@@ -1,0 +1,158 @@
+//! The launcher with a real keepalived: every VIP on one node, also when a node goes, and changes disturb no other VIP.
+
+use std::fs::{self, File};
+use std::net::IpAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tests::{Agent, Family, Host, Lab, MappingsDir, eventually, vip, wait_until};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A launcher on a node; stopped when dropped.
+struct Launcher {
+    process: Child,
+    files: TempDir,
+}
+
+impl Launcher {
+    fn start(node: &Host, mappings: &MappingsDir) -> Result<Self> {
+        let files = tempfile::tempdir()?;
+        let log = File::create(files.path().join("log"))?;
+        let process = node.spawn(
+            Command::new(Agent::program()?)
+                .arg("keepalived")
+                .arg("--mappings-dir")
+                .arg(mappings.path())
+                .arg("--run-dir")
+                .arg(files.path().join("run"))
+                .args(["--node-name", &node.name, "--advert-interval-ms", "100"])
+                .stdin(Stdio::null())
+                .stderr(log),
+        )?;
+        Ok(Self { process, files })
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.files.path().join("log")).unwrap_or_default()
+    }
+
+    fn keepalived(&self) -> Option<Pid> {
+        let text = fs::read_to_string(self.files.path().join("run/keepalived.pid")).ok()?;
+        Some(Pid::from_raw(text.trim().parse().ok()?))
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM)?;
+        let mut status = None;
+        ensure!(wait_until(SOON, || {
+            status = self.process.try_wait().ok().flatten();
+            status.is_some()
+        }));
+        ensure!(status.context("ended")?.success(), "{}", self.log());
+        Ok(())
+    }
+}
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        if matches!(self.process.try_wait(), Ok(None)) && self.stop().is_err() {
+            // keepalived goes with its network.
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+}
+
+/// Names of the nodes that have the VIP.
+fn holders(lab: &Lab, vip: IpAddr) -> Vec<String> {
+    let has = |node: &&Host| {
+        node.sh("ip -o address").is_ok_and(|text| text.contains(&format!(" {vip}/")))
+    };
+    lab.nodes().iter().filter(has).map(|node| node.name.clone()).collect()
+}
+
+/// The number of the one node that has the VIP, once it is one.
+#[track_caller]
+fn holder(lab: &Lab, vip: IpAddr) -> usize {
+    eventually(SOON, || holders(lab, vip).len() == 1);
+    if holders(lab, vip) == ["n1"] { 1 } else { 2 }
+}
+
+#[track_caller]
+fn await_holder(lab: &Lab, vip: IpAddr, node: usize) {
+    eventually(SOON, || holders(lab, vip) == [format!("n{node}")]);
+}
+
+#[test]
+fn every_vip_is_on_one_node_and_moves_when_that_stops() -> Result<()> {
+    let lab = Lab::builder().nodes(2).pods_per_node(0).build()?;
+    let vips = [vip(Family::V4, 221), vip(Family::V4, 222), vip(Family::V6, 223)];
+    let [first, second, sixth] = vips;
+    let mut mappings = MappingsDir::of(&lab)?;
+    let start = |mappings: &MappingsDir, node| Launcher::start(lab.node(node), mappings);
+    let mut launchers = [start(&mappings, 1)?, start(&mappings, 2)?];
+    mappings.set("vip-candidates", "192.168.122.221", "n1,n2")?;
+    mappings.set("vip-candidates", "192.168.122.222", "n2,n1")?;
+    mappings.set_vip(first, 221)?;
+    let one = holder(&lab, first);
+    let other = 3 - one;
+    let process = launchers[one - 1].keepalived().context("it runs")?;
+
+    // What comes later disturbs nobody: same process, no move, no address taken away.
+    let mut monitor = Command::new("ip");
+    monitor.args(["monitor", "address"]).stdout(Stdio::piped());
+    let witnesses = [lab.node(1).spawn(&mut monitor)?, lab.node(2).spawn(&mut monitor)?];
+    mappings.set_vip(second, 222)?;
+    mappings.set_vip(sixth, 223)?;
+    holder(&lab, second);
+    holder(&lab, sixth);
+    assert_eq!(holders(&lab, first), [format!("n{one}")]);
+    assert_eq!(launchers[one - 1].keepalived(), Some(process));
+    let said = witnesses.into_iter().map(ended).collect::<Result<String>>()?;
+    assert!(said.contains(&second.to_string()) && said.contains(&sixth.to_string()), "{said}");
+    assert!(!said.contains(&first.to_string()), "{said}");
+
+    launchers[one - 1].stop()?;
+    for vip in vips {
+        await_holder(&lab, vip, other);
+    }
+
+    // nopreempt: who comes back waits.
+    launchers[one - 1] = start(&mappings, one)?;
+    eventually(SOON, || launchers[one - 1].log().contains("Entering BACKUP STATE"));
+    let moved = wait_until(Duration::from_secs(1), || {
+        vips.iter().any(|vip| holders(&lab, *vip) != [format!("n{other}")])
+    });
+    assert!(!moved, "{}", launchers[one - 1].log());
+
+    // keepalived dies: it is started again, whatever its ghost says.
+    let process = launchers[other - 1].keepalived().context("it runs")?;
+    kill(process, Signal::SIGKILL)?;
+    let again = || launchers[other - 1].keepalived().is_some_and(|new| new != process);
+    eventually(SOON, again);
+    for vip in vips {
+        holder(&lab, vip);
+    }
+
+    // No VIP: nothing runs, the launcher waits.
+    for vip in vips {
+        mappings.remove_vip(vip)?;
+    }
+    eventually(SOON, || launchers.iter().all(|launcher| launcher.keepalived().is_none()));
+    assert!(vips.iter().all(|vip| holders(&lab, *vip).is_empty()));
+    mappings.set_vip(first, 221)?;
+    holder(&lab, first);
+    launchers.iter_mut().try_for_each(Launcher::stop)?;
+    assert_eq!(holders(&lab, first), [""; 0]);
+    Ok(())
+}
+
+fn ended(mut witness: Child) -> Result<String> {
+    witness.kill()?;
+    Ok(String::from_utf8(witness.wait_with_output()?.stdout)?)
+}
