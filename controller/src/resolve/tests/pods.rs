@@ -16,12 +16,12 @@ fn owned_pod(kind: Kind, owner_name: &str) -> Pod {
     pod("p", &[IP]).with(|pod| pod.owner = Some(owner(kind, owner_name)))
 }
 
-fn deployment() -> Option<Owner> {
-    Some(owner(Kind::Deployment, "web"))
+fn deployment() -> Owner {
+    owner(Kind::Deployment, "web")
 }
 
-fn cron_job() -> Option<Owner> {
-    Some(owner(Kind::CronJob, "nightly"))
+fn cron_job() -> Owner {
+    owner(Kind::CronJob, "nightly")
 }
 
 #[rstest]
@@ -40,7 +40,7 @@ fn every_kind_reaches_its_pods(
     #[case] kind: &str,
     #[case] name: &str,
     #[case] member: Pod,
-    #[case] middle: Option<(Kind, &str, Option<Owner>)>,
+    #[case] middle: Option<(Kind, &str, Owner)>,
 ) {
     let stranger = pod("stranger", &["10.244.9.9"]).with(|pod| {
         pod.namespace = "elsewhere".to_owned();
@@ -48,7 +48,7 @@ fn every_kind_reaches_its_pods(
     });
     let mut observed = with_vip().pod(member).pod(stranger).egress(egress("e", VIP, kind, name));
     if let Some((kind, name, by)) = middle {
-        observed = observed.owned(kind, name, by);
+        observed = observed.owned(kind, name, Some(by));
     }
     let outcome = outcome(&observed);
     assert_eq!(outcome.mapped(), [format!("{IP} {VIP}")]);
