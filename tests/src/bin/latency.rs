@@ -24,7 +24,7 @@ const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 122, 222);
 /// Addresses of the host outside, one for each pod of a batch: 192.168.122.100 and up.
 const FIRST_TARGET: u8 = 100;
 const MOST_AT_ONCE: u8 = 100;
-const MAPPED_WITHIN: Duration = Duration::from_secs(120);
+const MAPPED_WITHIN: Duration = Duration::from_mins(2);
 
 /// Measures how soon a new pod leaves with its VIP.
 #[derive(Debug, Parser)]
