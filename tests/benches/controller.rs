@@ -31,7 +31,11 @@ fn main() -> Result<()> {
     let started = Instant::now();
     let nodes = number.div_ceil(PODS_PER_NODE);
     for node in 0..nodes {
-        cluster.node(&format!("n{node}"), &format!("192.168.{}.{}", 123 + node / 250, node % 250 + 1), &format!("10.{node}.0.0/16"))?;
+        cluster.node(
+            &format!("n{node}"),
+            &format!("192.168.{}.{}", 123 + node / 250, node % 250 + 1),
+            &format!("10.{node}.0.0/16"),
+        )?;
     }
     cluster.vip("vip", &json!({ "ip": "192.168.122.222", "routeid": 64 }))?;
     for app in 0..APPS {
@@ -52,7 +56,9 @@ fn main() -> Result<()> {
             .metric("egress_controller_pod_addresses{state=\"mapped\"}")
             .is_ok_and(|mapped| mapped >= number as f64)
             && (0..nodes).all(|node| {
-                cluster.data(&format!("podip-vip-mappings-n{node}")).is_some_and(|of| !of.is_empty())
+                cluster
+                    .data(&format!("podip-vip-mappings-n{node}"))
+                    .is_some_and(|of| !of.is_empty())
             })
     };
     ensure!(wait_until(Duration::from_mins(1), || complete(&controller)), "not all was published");
@@ -60,21 +66,32 @@ fn main() -> Result<()> {
     let settled = || controller.metric("egress_controller_status_backlog").is_ok_and(|of| of < 0.5);
     ensure!(wait_until(Duration::from_mins(2), settled), "status was not written");
 
-    let (writes, bytes, own) = (count(&controller, "writes_total")?, count(&controller, "written_bytes_total")?, own_times(&controller)?);
-    let shard_bytes = controller.metric("egress_controller_written_bytes_total{object=\"shard\"}")?;
+    let (writes, bytes, own) = (
+        count(&controller, "writes_total")?,
+        count(&controller, "written_bytes_total")?,
+        own_times(&controller)?,
+    );
+    let shard_bytes =
+        controller.metric("egress_controller_written_bytes_total{object=\"shard\"}")?;
     let mut times = runtime.block_on(change_pods(&client, number))?;
     times.sort();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
     say(&format!(
         "address in the API → share written, as another client sees it: p50 {:.1?}, p99 {:.1?}, worst {:.1?}",
-        at(0.5), at(0.99), at(1.0)
+        at(0.5),
+        at(0.99),
+        at(1.0)
     ))?;
     let after = own_times(&controller)?;
     say("of that, from news to everything written, as the controller sees it:")?;
     for (bound, before) in &own {
-        say(&format!("  ≤ {bound} s: {}", after.iter().find(|(other, _)| other == bound).map_or(0.0, |(_, now)| now - before)))?;
+        say(&format!(
+            "  ≤ {bound} s: {}",
+            after.iter().find(|(other, _)| other == bound).map_or(0.0, |(_, now)| now - before)
+        ))?;
     }
-    let of_shards = controller.metric("egress_controller_written_bytes_total{object=\"shard\"}")? - shard_bytes;
+    let of_shards =
+        controller.metric("egress_controller_written_bytes_total{object=\"shard\"}")? - shard_bytes;
     say(&format!(
         "per change: {:.1} writes, {:.0} bytes, of which the share {:.0}",
         (count(&controller, "writes_total")? - writes) / CHANGES as f64,
@@ -82,12 +99,21 @@ fn main() -> Result<()> {
         of_shards / CHANGES as f64
     ))?;
 
-    ensure!(wait_until(Duration::from_secs(30), || controller.metric("egress_controller_status_backlog").is_ok_and(|of| of < 0.5)), "status");
+    ensure!(
+        wait_until(Duration::from_secs(30), || controller
+            .metric("egress_controller_status_backlog")
+            .is_ok_and(|of| of < 0.5)),
+        "status"
+    );
     let before = processor_time(controller.pid())?;
     std::thread::sleep(QUIET);
     let used = processor_time(controller.pid())? - before;
     say(&format!("nothing changes: {:.2} % of a processor", used / QUIET.as_secs_f64() * 100.0))?;
-    say(&format!("memory: {}, at most {}", memory(controller.pid(), "VmRSS")?, memory(controller.pid(), "VmHWM")?))?;
+    say(&format!(
+        "memory: {}, at most {}",
+        memory(controller.pid(), "VmRSS")?,
+        memory(controller.pid(), "VmHWM")?
+    ))?;
     controller.stop()
 }
 
