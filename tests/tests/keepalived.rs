@@ -40,10 +40,15 @@ impl Launcher {
     fn launch(node: &Host, mut command: Command) -> Result<Self> {
         let files = tempfile::tempdir()?;
         let log = File::create(files.path().join("log"))?;
+        let run = files.path().join("run");
+        fs::create_dir(&run)?;
+        // As after a restart of a container: numbers that others have by now.
+        fs::write(run.join("keepalived.pid"), "1\n")?;
+        fs::write(run.join("vrrp.pid"), "1\n")?;
         let process = node.spawn(
             command
                 .arg("--run-dir")
-                .arg(files.path().join("run"))
+                .arg(run)
                 .args(["--advert-interval-ms", "100"])
                 .stdin(Stdio::null())
                 .stderr(log),
