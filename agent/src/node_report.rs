@@ -4,7 +4,7 @@
 //! A VIP that comes or goes is written at once, anything else at most once a second, nothing when nothing differs.
 //! What fails is tried again. Nobody waits for any of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
@@ -207,6 +207,7 @@ fn report(standing: &Standing, last: &NodeReport, now: Timestamp) -> NodeReport 
         synced: *synced,
         message: message.trim().chars().take(LONGEST_MESSAGE).collect(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        conflicts: BTreeMap::new(),
     }
 }
 

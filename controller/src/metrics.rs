@@ -123,6 +123,10 @@ pub struct Metrics {
     backlog: Gauge,
     status_backlog: Gauge,
     leads: Gauge,
+    vip_moves: Counter,
+    not_held: Gauge,
+    conflicts: Gauge,
+    gateways_ready: Gauge,
 }
 
 /// From 0.3 ms, a small cluster, to some seconds, a first look at a very large one.
@@ -143,6 +147,10 @@ impl Metrics {
             backlog: Gauge::default(),
             status_backlog: Gauge::default(),
             leads: Gauge::default(),
+            vip_moves: Counter::default(),
+            not_held: Gauge::default(),
+            conflicts: Gauge::default(),
+            gateways_ready: Gauge::default(),
         };
         // Alerts on an increase need the zero before it.
         for object in Written::ALL {
@@ -197,6 +205,26 @@ impl Metrics {
             "1 if this replica is the one that writes",
             metrics.leads.clone(),
         );
+        registry.register(
+            "vip_moves",
+            "VIPs that were seen on another node than before",
+            metrics.vip_moves.clone(),
+        );
+        registry.register(
+            "vips_not_held",
+            "Accepted Vips that no node reports to hold",
+            metrics.not_held.clone(),
+        );
+        registry.register(
+            "vips_in_conflict",
+            "Accepted Vips that another machine uses, too, or that several nodes hold",
+            metrics.conflicts.clone(),
+        );
+        registry.register(
+            "gateways_ready",
+            "Nodes that take VIPs now",
+            metrics.gateways_ready.clone(),
+        );
         metrics
     }
 
@@ -232,6 +260,18 @@ impl Metrics {
         for (verdict, count) in counts {
             self.objects.get_or_create(&verdict).set(count);
         }
+    }
+
+    /// A VIP is on another node than before.
+    pub fn vip_moved(&self) {
+        self.vip_moves.inc();
+    }
+
+    /// How many VIPs nobody holds, how many are in conflict, and how many nodes take VIPs.
+    pub fn held(&self, not_held: usize, conflicts: usize, gateways_ready: usize) {
+        self.not_held.set(gauge(not_held));
+        self.conflicts.set(gauge(conflicts));
+        self.gateways_ready.set(gauge(gateways_ready));
     }
 
     /// How many news waited.

@@ -6,5 +6,5 @@ mod verdict;
 pub use self::observed::{Node, Observed, Owned, Owner, Pod};
 pub use self::verdict::{
     EgressReason, EgressVerdict, Finding, HeldReason, InUseReason, MapperReason, MapperVerdict,
-    ObjectKey, Reason, Resolved, VipReason, VipVerdict,
+    ObjectKey, PlacedReason, Reason, Resolved, UniqueReason, VipReason, VipVerdict,
 };

@@ -40,9 +40,6 @@ const AGGREGATE_EVERY: Duration = Duration::from_secs(1);
 /// object that vanishes, so each of them has to have seen it empty.
 const KEEP_EMPTY: Duration = Duration::from_mins(15);
 
-/// The longest value of a label; names of nodes may be longer.
-const LONGEST_LABEL: usize = 63;
-
 /// Pod IP → VIP of the pods on one node; `None` holds the pod.
 pub type Shard = BTreeMap<PodIp, Option<Vip>>;
 
@@ -372,9 +369,7 @@ fn task(
 fn labels(node: Option<&str>) -> BTreeMap<String, String> {
     let ours = (MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned());
     // The value is for people: readers ask for the label, whatever its value.
-    let value =
-        |node: &str| if node.len() > LONGEST_LABEL { String::new() } else { node.to_owned() };
-    let node = node.map(|node| (NODE_LABEL.to_owned(), value(node)));
+    let node = node.map(|node| (NODE_LABEL.to_owned(), config_map::label_of_node(node).to_owned()));
     [ours].into_iter().chain(node).collect()
 }
 

@@ -12,6 +12,7 @@ mod mappers;
 mod matching;
 mod networks;
 mod owners;
+mod placement;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,7 @@ mod vip_verdicts;
 mod vips;
 mod wording;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use shared::config_map::Decoded;
 use shared::{PodIp, Vip};
@@ -31,10 +32,10 @@ use self::claims::{Claim, claims};
 use self::gateways::Gateways;
 use self::matching::Matching;
 use self::owners::Owners;
+use self::placement::{Placement, place};
 use self::tally::Tally;
 use self::vip_verdicts::Usage;
 use self::vips::Vips;
-use crate::candidates::candidates;
 use crate::model::{EgressVerdict, Observed, Resolved};
 
 /// All that follows from what is observed.
@@ -62,21 +63,16 @@ pub fn resolve(observed: &Observed) -> Resolved {
         egresses.insert(key(void.egress), verdict);
     }
 
-    let gateways = Gateways::new(mapper, &observed.nodes);
-    let accepted: BTreeSet<Vip> = vips.accepted.keys().copied().collect();
+    let gateways = Gateways::new(mapper, observed);
+    let Placement { candidates, placed } = place(observed, mapper, &gateways, &vips, &usage);
     Resolved {
         route_ids: vips.accepted.iter().map(|(&vip, of)| (vip, of.route_id)).collect(),
         shards,
-        candidates: candidates(
-            &accepted,
-            &gateways.usual,
-            &gateways.spare,
-            &observed.published_candidates,
-        ),
+        candidates,
         networks,
-        vips: vip_verdicts::verdicts(&vips, usage),
+        vips: vip_verdicts::verdicts(&vips, usage, placed),
         egresses,
-        mappers: mappers::verdicts(observed, &rejected, gateways.count()),
+        mappers: mappers::verdicts(observed, &rejected, &gateways),
     }
 }
 

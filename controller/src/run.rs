@@ -19,7 +19,7 @@ use tracing::{debug, error, info};
 
 use crate::leader::Leadership;
 use crate::metrics::{Kind as Judged, Metrics, Part};
-use crate::model::{Reason, Resolved};
+use crate::model::{HeldReason, Reason, Resolved, UniqueReason, VipVerdict};
 use crate::publish::{PublishError, Publisher, Wanted};
 use crate::report::{Task, Writer, report};
 use crate::resolve::resolve;
@@ -199,10 +199,11 @@ impl Controller {
 
     async fn pass(&mut self, due: &mut Timetable) -> Result<Option<Instant>, PublishError> {
         let started = Instant::now();
-        let resolved = resolve(&self.world.observed());
+        let now = Timestamp::now();
+        let resolved = resolve(&self.world.observed(now));
         self.tell(&resolved);
         let confirmed = self.writer.confirmed();
-        let tasks = report(&self.world, &resolved, &confirmed, Timestamp::now());
+        let tasks = report(&self.world, &resolved, &confirmed, now);
         let wanted = self.wanted(resolved);
         due.effort = started.elapsed();
         self.metrics.took(Part::Resolve, due.effort);
@@ -241,6 +242,15 @@ impl Controller {
         });
         self.metrics.mapped(mapped, held);
         let vips = resolved.vips.values();
+        let count = |is: fn(&&VipVerdict) -> bool| vips.clone().filter(is).count();
+        self.metrics.held(
+            count(|vip| vip.held.reason == HeldReason::NoHolder),
+            count(|vip| {
+                vip.held.reason == HeldReason::SeveralHolders
+                    || vip.unique.reason == UniqueReason::Conflict
+            }),
+            resolved.mappers.values().map(|mapper| mapper.ready_gateways).sum(),
+        );
         let egresses = resolved.egresses.values();
         let mappers = resolved.mappers.values();
         self.metrics.verdicts(

@@ -5,6 +5,7 @@ mod convert;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use k8s_openapi::jiff::Timestamp;
 use shared::config_map::{self, NODE_REPORT_PREFIX, NodeReport};
 use shared::crd;
 
@@ -223,13 +224,14 @@ impl World {
     }
 
     /// All of it, as decisions are made of it.
-    pub fn observed(&self) -> Observed {
+    pub fn observed(&self, now: Timestamp) -> Observed {
         let data = |name: &str| self.config_maps.get(name).map(|object| &object.data);
         let route_ids = data(config_map::ROUTE_IDS)
             .map(|data| config_map::decode_route_ids(config_map::ROUTE_IDS, data).entries);
         let candidates = data(config_map::CANDIDATES)
             .map(|data| config_map::decode_candidates(config_map::CANDIDATES, data).entries);
         Observed {
+            now,
             namespace: self.namespace.clone(),
             vips: self.vips.values().cloned().collect(),
             egresses: self.egresses.values().cloned().collect(),

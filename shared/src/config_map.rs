@@ -45,6 +45,10 @@ pub const NODE_REPORT_PREFIX: &str = "egress-node-";
 /// [`NODE_LABEL`], which selects pods.
 pub const REPORT_LABEL: &str = "egress.mapper.com/report-of";
 
+/// The label of a Node whose VIPs are to move to other gateways: `kubectl label node NAME
+/// egress.mapper.com/drain=true`. Any value but `false` counts.
+pub const DRAIN_LABEL: &str = "egress.mapper.com/drain";
+
 /// The keys of [`NETWORKS`].
 pub mod network_keys {
     pub const POD_SUBNETS: &str = "pod-subnets";
@@ -60,6 +64,8 @@ pub mod report_keys {
     pub const SYNCED: &str = "synced";
     pub const MESSAGE: &str = "message";
     pub const VERSION: &str = "version";
+    /// Lines, each a VIP and what was seen of others that use it; left out when there are none.
+    pub const CONFLICTS: &str = "conflicts";
 }
 
 /// An object that [`Mappings`](crate::Mappings) are made of.

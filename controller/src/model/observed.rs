@@ -14,6 +14,8 @@ use shared::{PodIp, RouteId, Vip};
 /// Everything that a decision depends on. The order within the lists does not matter.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
+    /// When it was observed.
+    pub now: Timestamp,
     /// The namespace the controller runs in.
     pub namespace: String,
     /// The Vips of all namespaces.
@@ -105,6 +107,8 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
     pub ready: bool,
     pub unschedulable: bool,
+    /// Since when it is that, if that is known.
+    pub cordoned: Option<Timestamp>,
     /// Where its pods have their addresses.
     pub pod_cidrs: Vec<IpNet>,
 }

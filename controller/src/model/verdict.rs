@@ -76,6 +76,8 @@ pub struct VipVerdict {
     pub accepted: Finding<VipReason>,
     pub held: Finding<HeldReason>,
     pub in_use: Finding<InUseReason>,
+    pub placed: Finding<PlacedReason>,
+    pub unique: Finding<UniqueReason>,
     /// The route id, if it is accepted.
     pub route_id: Option<RouteId>,
     /// The node that holds the address, if it is accepted.
@@ -106,6 +108,8 @@ pub struct MapperVerdict {
     pub counts: bool,
     /// How many nodes may hold VIPs, if it counts.
     pub gateways: usize,
+    /// How many of them take VIPs now, if it counts.
+    pub ready_gateways: usize,
 }
 
 /// Why a Vip is accepted or not.
@@ -123,7 +127,30 @@ pub enum VipReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HeldReason {
     Held,
+    /// More than one node has the address, and not just for a moment.
+    SeveralHolders,
     NoHolder,
+    NotAccepted,
+}
+
+/// Whether a VIP is where it is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PlacedReason {
+    Placed,
+    /// It leaves the node that holds it for another one.
+    Moving,
+    PreferredNodeNotFound,
+    /// The preferred node exists, but cannot be expected to hold it.
+    PreferredNodeUnusable,
+    NoGateway,
+    NotAccepted,
+}
+
+/// Whether nobody else uses a VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum UniqueReason {
+    NoConflict,
+    Conflict,
     NotAccepted,
 }
 
@@ -185,13 +212,49 @@ impl Reason for HeldReason {
     const CONDITION: &'static str = vip::condition::HELD;
 
     fn holds(self) -> bool {
-        self == Self::Held
+        matches!(self, Self::Held | Self::SeveralHolders)
     }
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Held => "Held",
+            Self::SeveralHolders => "SeveralHolders",
             Self::NoHolder => "NoHolder",
+            Self::NotAccepted => "NotAccepted",
+        }
+    }
+}
+
+impl Reason for PlacedReason {
+    const CONDITION: &'static str = vip::condition::PLACED;
+
+    fn holds(self) -> bool {
+        self == Self::Placed
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Placed => "Placed",
+            Self::Moving => "Moving",
+            Self::PreferredNodeNotFound => "PreferredNodeNotFound",
+            Self::PreferredNodeUnusable => "PreferredNodeUnusable",
+            Self::NoGateway => "NoGateway",
+            Self::NotAccepted => "NotAccepted",
+        }
+    }
+}
+
+impl Reason for UniqueReason {
+    const CONDITION: &'static str = vip::condition::UNIQUE;
+
+    fn holds(self) -> bool {
+        self == Self::NoConflict
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::NoConflict => "NoConflict",
+            Self::Conflict => "Conflict",
             Self::NotAccepted => "NotAccepted",
         }
     }

@@ -18,7 +18,7 @@ pub fn status(
     world: &World,
     now: Timestamp,
 ) -> EgressMapperStatus {
-    let MapperVerdict { accepted, counts, gateways } = verdict;
+    let MapperVerdict { accepted, counts, gateways, ready_gateways } = verdict;
     let generation = object.metadata.generation;
     let mut conditions = present(object.status.as_ref().map(|status| &status.conditions));
     say(&mut conditions, accepted, generation, now);
@@ -32,6 +32,7 @@ pub fn status(
     ours(EgressMapperStatus {
         observed_generation: generation,
         gateways: counts.then(|| count(*gateways)),
+        ready_gateways: counts.then(|| count(*ready_gateways)),
         nodes: counts.then(|| count(nodes)),
         in_sync: counts.then(|| count(in_sync.count())),
         conditions,

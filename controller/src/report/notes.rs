@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use shared::crd::{self, VipStatus, vip};
 
-use crate::model::VipVerdict;
+use crate::model::{HeldReason, PlacedReason, Reason, UniqueReason, VipVerdict};
 
 /// How much it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +11,9 @@ pub enum Tone {
     Normal,
     Warning,
 }
+
+/// The reason of the Event that tells that a VIP is on another node than before.
+pub const HOLDER_MOVED: &str = "HolderMoved";
 
 /// Something that is told once, as an Event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +26,9 @@ pub struct Note {
 impl Note {
     fn of(condition: &Condition) -> Self {
         // A thing that waits for something of the user's is not wrong.
-        let calm = condition.status == "True"
-            || ["NoMatchingPods", "Progressing"].contains(&condition.reason.as_str());
+        let reason = condition.reason.as_str();
+        let calm = (condition.status == "True" && reason != HeldReason::SeveralHolders.as_str())
+            || ["NoMatchingPods", "Progressing", PlacedReason::Moving.as_str()].contains(&reason);
         Self {
             tone: if calm { Tone::Normal } else { Tone::Warning },
             reason: condition.reason.clone(),
@@ -54,18 +58,37 @@ pub fn of_vip(
         all.filter(|is| is.type_ == vip::condition::ACCEPTED).cloned().collect()
     };
     let mut notes = of_conditions(&accepted(before), &accepted(after));
+    notes.extend(of_conditions(&before.conditions, &after.conditions).into_iter().filter(|note| {
+        let reasons = [
+            HeldReason::SeveralHolders.as_str(),
+            PlacedReason::Moving.as_str(),
+            PlacedReason::PreferredNodeNotFound.as_str(),
+            PlacedReason::PreferredNodeUnusable.as_str(),
+            PlacedReason::NoGateway.as_str(),
+            UniqueReason::Conflict.as_str(),
+        ];
+        reasons.contains(&note.reason.as_str())
+    }));
+    let conflict = |status: &VipStatus| {
+        let is = |condition: &Condition| condition.reason == UniqueReason::Conflict.as_str();
+        status.conditions.iter().any(is)
+    };
     let note = |tone, reason: &str, message| Note { tone, reason: reason.to_owned(), message };
+    if conflict(before) && !conflict(after) {
+        let message = "no other machine uses it any more".to_owned();
+        notes.push(note(Tone::Normal, UniqueReason::NoConflict.as_str(), message));
+    }
     match (&before.holder, &after.holder) {
         (was, is) if was == is => {}
         (Some(was), Some(is)) => {
-            let message = format!("moved from node {was} to node {is}");
-            notes.push(note(Tone::Normal, "HolderMoved", message));
+            let message = format!("moved from Node {was} to Node {is}");
+            notes.push(note(Tone::Normal, HOLDER_MOVED, message));
         }
         (None, Some(is)) => {
-            notes.push(note(Tone::Normal, "Held", format!("is on node {is}")));
+            notes.push(note(Tone::Normal, "Held", format!("is on Node {is}")));
         }
         (Some(was), _) => {
-            let message = format!("was on node {was} and is on no node now");
+            let message = format!("was on Node {was} and is on no node now");
             notes.push(note(Tone::Warning, "NoHolder", message));
         }
         (None, None) => {}

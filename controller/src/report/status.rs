@@ -27,7 +27,16 @@ macro_rules! status {
     };
 }
 
-status!(VipStatus, &[vip::condition::ACCEPTED, vip::condition::HELD, vip::condition::IN_USE]);
+status!(
+    VipStatus,
+    &[
+        vip::condition::ACCEPTED,
+        vip::condition::HELD,
+        vip::condition::IN_USE,
+        vip::condition::PLACED,
+        vip::condition::UNIQUE,
+    ]
+);
 status!(EgressStatus, &[egress::condition::READY]);
 status!(EgressMapperStatus, &[egress_mapper::condition::ACCEPTED, egress_mapper::condition::READY]);
 
@@ -41,12 +50,15 @@ pub fn ours<S: Status>(mut status: S) -> S {
 
 /// The status of a Vip.
 pub fn of_vip(object: &crd::Vip, verdict: &VipVerdict, now: Timestamp) -> VipStatus {
-    let VipVerdict { accepted, held, in_use, route_id, holder, used_by, pods } = verdict;
+    let VipVerdict { accepted, held, in_use, placed, unique, route_id, holder, used_by, pods } =
+        verdict;
     let generation = object.metadata.generation;
     let mut conditions = present(object.status.as_ref().map(|status| &status.conditions));
     say(&mut conditions, accepted, generation, now);
     say(&mut conditions, held, generation, now);
     say(&mut conditions, in_use, generation, now);
+    say(&mut conditions, placed, generation, now);
+    say(&mut conditions, unique, generation, now);
     ours(VipStatus {
         observed_generation: generation,
         routeid: route_id.map(|id| i64::from(id.number())),

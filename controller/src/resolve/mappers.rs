@@ -6,6 +6,7 @@ use shared::config_map::Rejected;
 use shared::crd::EgressMapper;
 
 use super::age::{age, key};
+use super::gateways::Gateways;
 use super::networks::complaint;
 use super::wording::listed;
 use crate::model::{Finding, MapperReason, MapperVerdict, ObjectKey, Observed};
@@ -22,7 +23,7 @@ pub(super) fn counting(observed: &Observed) -> Option<&EgressMapper> {
 pub(super) fn verdicts(
     observed: &Observed,
     rejected: &[Rejected],
-    gateways: usize,
+    gateways: &Gateways<'_>,
 ) -> BTreeMap<ObjectKey, MapperVerdict> {
     let counting = counting(observed).map(key);
     let verdict = |mapper: &EgressMapper| {
@@ -45,7 +46,9 @@ pub(super) fn verdicts(
                 ),
             )
         };
-        (key, MapperVerdict { accepted, counts, gateways: if counts { gateways } else { 0 } })
+        let (gateways, ready_gateways) =
+            if counts { (gateways.count(), gateways.ready()) } else { (0, 0) };
+        (key, MapperVerdict { accepted, counts, gateways, ready_gateways })
     };
     observed.mappers.iter().map(|mapper| verdict(mapper)).collect()
 }

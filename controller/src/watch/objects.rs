@@ -125,10 +125,19 @@ pub struct NodeObject {
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeSpec {
     pub unschedulable: bool,
+    pub taints: Option<Vec<Taint>>,
     #[serde(rename = "podCIDR")]
     pub pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Option<Vec<String>>,
+}
+
+/// Why pods should not run on a node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Taint {
+    pub key: String,
+    pub time_added: Option<Time>,
 }
 
 /// What a node is.

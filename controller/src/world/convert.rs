@@ -15,6 +15,9 @@ use crate::model::{Node, Owned, Owner, Pod};
 use crate::publish::matters;
 use crate::watch::objects::{ConfigMapObject, DaemonSetObject, NodeObject, PodObject};
 
+/// The taint that Kubernetes puts on a node when it is cordoned.
+const CORDON: &str = "node.kubernetes.io/unschedulable";
+
 /// A pod; addresses that no pod can have are left out.
 pub fn pod(object: PodObject) -> Option<Pod> {
     let PodObject { metadata, spec, status } = object;
@@ -46,12 +49,15 @@ pub fn node(object: NodeObject) -> Option<Node> {
     let mut cidrs = spec.pod_cidrs.unwrap_or_default();
     cidrs.extend(spec.pod_cidr.filter(|cidr| !cidrs.contains(cidr)));
     let network = |cidr: &String| cidr.parse::<IpNet>().ok().map(|net| net.trunc());
+    let taints = spec.taints.unwrap_or_default();
+    let cordon = taints.into_iter().find(|taint| taint.key == CORDON).and_then(|of| of.time_added);
     Some(Node {
         name: metadata.name?,
         addresses: addresses.iter().filter_map(|entry| entry.address.parse().ok()).collect(),
         labels: metadata.labels.unwrap_or_default(),
         ready: conditions.iter().any(|is| is.type_ == "Ready" && is.status == "True"),
         unschedulable: spec.unschedulable,
+        cordoned: cordon.filter(|_| spec.unschedulable).map(|time| time.0),
         pod_cidrs: cidrs.iter().filter_map(network).collect(),
     })
 }

@@ -88,9 +88,9 @@ fn only_what_is_different_is_news() {
     assert!(!world.learn(News::Pods(Change::Seen(a_pod("a", "10.0.0.1")))));
     assert!(world.learn(News::Pods(Change::Seen(a_pod("a", "10.0.0.2")))));
     assert!(!world.learn(News::Pods(Change::Gone(a_pod("b", "10.0.0.2")))));
-    assert_eq!(world.observed().pods.len(), 1);
+    assert_eq!(world.observed(Timestamp::UNIX_EPOCH).pods.len(), 1);
     assert!(world.learn(News::Pods(Change::Gone(a_pod("a", "10.0.0.2")))));
-    assert!(world.observed().pods.is_empty());
+    assert!(world.observed(Timestamp::UNIX_EPOCH).pods.is_empty());
 }
 
 #[test]
@@ -98,7 +98,8 @@ fn a_new_list_replaces_what_was_known() {
     let mut world = World::new("default");
     world.learn(News::Pods(Change::Listed(vec![a_pod("a", "10.0.0.1"), a_pod("b", "10.0.0.2")])));
     assert!(world.learn(News::Pods(Change::Listed(vec![a_pod("b", "10.0.0.2")]))));
-    let names: Vec<_> = world.observed().pods.iter().map(|pod| pod.name.clone()).collect();
+    let names: Vec<_> =
+        world.observed(Timestamp::UNIX_EPOCH).pods.iter().map(|pod| pod.name.clone()).collect();
     assert_eq!(names, ["b"]);
     assert!(!world.learn(News::Pods(Change::Listed(vec![a_pod("b", "10.0.0.2")]))));
 }
@@ -108,7 +109,7 @@ fn equal_labels_are_kept_once() {
     let mut world = World::new("default");
     let pods = (0..300).map(|n| a_pod(&format!("p{n}"), "10.0.0.1")).collect();
     world.learn(News::Pods(Change::Listed(pods)));
-    let observed = world.observed();
+    let observed = world.observed(Timestamp::UNIX_EPOCH);
     let first = &observed.pods[0].labels;
     assert!(observed.pods.iter().all(|pod| Arc::ptr_eq(&pod.labels, first)));
     assert_eq!(world.labels.0.len(), 1);
@@ -129,7 +130,7 @@ fn what_nodes_report_is_read_anew_when_it_changes() {
     assert!(world.reports()["n1"].synced);
     assert_eq!(world.reports()["n1"].holds.len(), 1);
     assert!(world.learn(News::ConfigMaps(Change::Seen(report("2", "")))));
-    assert!(world.observed().reports["n1"].holds.is_empty());
+    assert!(world.observed(Timestamp::UNIX_EPOCH).reports["n1"].holds.is_empty());
     assert!(world.learn(News::ConfigMaps(Change::Gone(report("3", "")))));
     assert!(world.reports().is_empty());
 }
@@ -142,7 +143,7 @@ fn published_route_ids_are_those_in_the_object() {
     });
     let mut world = World::new("default");
     world.learn(News::ConfigMaps(Change::Seen(serde_json::from_value(object).unwrap())));
-    let ids = world.observed().published_route_ids;
+    let ids = world.observed(Timestamp::UNIX_EPOCH).published_route_ids;
     assert_eq!(
         ids.into_iter().map(|(vip, id)| format!("{vip} {id}")).collect::<Vec<_>>(),
         ["192.168.0.9 7"]

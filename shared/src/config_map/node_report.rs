@@ -18,26 +18,41 @@ pub struct NodeReport {
     pub message: String,
     /// The version of the agent.
     pub agent_version: String,
+    /// What was seen of other machines that use one of our VIPs or its VRRP id, in one line.
+    pub conflicts: BTreeMap<Vip, String>,
 }
 
-/// The data of one node's object: always all four keys.
+/// The longest text about one conflict, in characters.
+const LONGEST_CONFLICT: usize = 300;
+
+/// The data of one node's object: always all keys but the conflicts, which are there if there are
+/// any.
 pub fn encode_node_report(report: &NodeReport) -> BTreeMap<String, String> {
-    let NodeReport { holds, synced, message, agent_version } = report;
+    let NodeReport { holds, synced, message, agent_version, conflicts } = report;
     let holds: Vec<String> = holds.iter().map(|(vip, since)| format!("{vip} {since}")).collect();
-    [
+    let conflicts: Vec<String> =
+        conflicts.iter().map(|(vip, seen)| format!("{vip} {}", in_one_line(seen))).collect();
+    let conflicts =
+        (!conflicts.is_empty()).then(|| (report_keys::CONFLICTS.to_owned(), conflicts.join("\n")));
+    let always = [
         (report_keys::HOLDS, holds.join("\n")),
         (report_keys::SYNCED, synced.to_string()),
         (report_keys::MESSAGE, message.clone()),
         (report_keys::VERSION, agent_version.clone()),
     ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .into()
+    .map(|(key, value)| (key.to_owned(), value));
+    always.into_iter().chain(conflicts).collect()
+}
+
+fn in_one_line(text: &str) -> String {
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    words.chars().take(LONGEST_CONFLICT).collect::<String>().trim_end().to_owned()
 }
 
 /// Reads `object` as the report of a node. A key that is missing says nothing: no VIP, not in sync.
 ///
 /// Unknown keys are passed over: an agent may be newer than the controller. A VIP that is named
-/// twice counts since the earlier time.
+/// twice counts since the earlier time; what is said of it twice is joined.
 pub fn decode_node_report(object: &str, data: &BTreeMap<String, String>) -> Decoded<NodeReport> {
     let text = |key: &str| data.get(key).map(|value| value.trim()).unwrap_or_default();
     let mut rejected = Vec::new();
@@ -60,10 +75,25 @@ pub fn decode_node_report(object: &str, data: &BTreeMap<String, String>) -> Deco
             false
         }
     };
+    let mut conflicts: BTreeMap<Vip, String> = BTreeMap::new();
+    for line in text(report_keys::CONFLICTS).lines().map(str::trim).filter(|l| !l.is_empty()) {
+        let (vip, seen) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        match vip.parse::<Vip>() {
+            Ok(vip) => {
+                let known = conflicts.remove(&vip).map(|known| format!("{known}; "));
+                conflicts.insert(vip, in_one_line(&(known.unwrap_or_default() + seen)));
+            }
+            Err(invalid) => {
+                let reason = Reason::NoHeldVip(invalid.why);
+                rejected.push(Rejected::new(object, report_keys::CONFLICTS, line, reason));
+            }
+        }
+    }
     rejected.sort();
     let message = text(report_keys::MESSAGE).to_owned();
     let agent_version = text(report_keys::VERSION).to_owned();
-    Decoded { entries: NodeReport { holds, synced, message, agent_version }, rejected }
+    let entries = NodeReport { holds, synced, message, agent_version, conflicts };
+    Decoded { entries, rejected }
 }
 
 /// A VIP and since when, separated by white space.
@@ -103,13 +133,19 @@ mod tests {
             holds in btree_map(1..250u8, 0..4_000_000_000_000i64, 0..5),
             synced: bool,
             message in "([a-z:]{1,5} ?[a-z]{1,5})?",
+            conflicts in btree_map(1..250u8, "([a-z:]{1,5} ?[a-z]{1,5})?", 0..3),
         ) {
+            let conflicts = conflicts
+                .into_iter()
+                .map(|(n, seen)| (format!("192.168.0.{n}").parse().unwrap(), seen))
+                .collect();
             let holds = holds.into_iter().map(|(n, at)| {
                 let vip = if n % 2 == 0 { format!("192.168.0.{n}") } else { format!("fd00::{n}") };
                 (vip.parse().unwrap(), Timestamp::from_millisecond(at).unwrap())
             });
             let agent_version = "0.1.0".to_owned();
-            let report = NodeReport { holds: holds.collect(), synced, message, agent_version };
+            let report =
+                NodeReport { holds: holds.collect(), synced, message, agent_version, conflicts };
             let decoded = decode_node_report("egress-node-a", &encode_node_report(&report));
             prop_assert_eq!(decoded, Decoded { entries: report, rejected: vec![] });
         }
@@ -147,6 +183,23 @@ mod tests {
                  one of the two",
             ]
         );
+    }
+
+    #[test]
+    fn conflicts_are_lines_and_what_is_said_twice_is_joined() {
+        let lines = "192.168.0.1 is at\t00:11:22\nnonsense x\n192.168.0.1 route id 7\nfd00::1";
+        let Decoded { entries, rejected } =
+            decode_node_report("egress-node-a", &data(&[("conflicts", lines)]));
+        let seen: Vec<_> = entries.conflicts.values().map(String::as_str).collect();
+        assert_eq!(seen, ["is at 00:11:22; route id 7", ""]);
+        assert_eq!(rejected.len(), 1);
+        let report = NodeReport {
+            conflicts: [("192.168.0.1".parse().unwrap(), format!("a\nb{}", "x".repeat(999)))]
+                .into(),
+            ..NodeReport::default()
+        };
+        let line = &encode_node_report(&report)["conflicts"];
+        assert_eq!(line, &format!("192.168.0.1 a b{}", "x".repeat(297)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{LabelSelector, rules};
@@ -31,6 +32,12 @@ pub mod condition {
            one of the controller's namespace counts.",
     printcolumn(name = "Interface", type_ = "string", json_path = ".spec.InterfaceName"),
     printcolumn(name = "Gateways", type_ = "integer", json_path = ".status.gateways"),
+    printcolumn(
+        name = "ReadyGateways",
+        type_ = "integer",
+        json_path = ".status.readyGateways",
+        priority = 1
+    ),
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes"),
     printcolumn(name = "InSync", type_ = "integer", json_path = ".status.inSync"),
     printcolumn(
@@ -95,6 +102,10 @@ pub struct EgressMapperSpec {
     /// Which nodes may hold VIPs, by their labels; by default all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway_selector: Option<LabelSelector>,
+    /// Whether VIPs that are fine where they are move so that every gateway holds as many: Never
+    /// (the default; only VIPs that no Egress uses move) or Always.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebalance: Option<Rebalance>,
     /// How often the holder of a VIP says that it is there, in milliseconds, 10 to 40950.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::rule("self >= 10 && self <= 40950", "advertIntervalMillis must be from 10 to 40950; leave it out for the default"))]
@@ -109,6 +120,16 @@ pub struct EgressMapperSpec {
     pub excluded_networks: Vec<String>,
 }
 
+/// Whether VIPs that are fine where they are move for the sake of an even spread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum Rebalance {
+    /// Only those that no Egress uses.
+    #[default]
+    Never,
+    /// All but those with a preferred node; each move costs at most a few packets.
+    Always,
+}
+
 /// What is known of an EgressMapper.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -119,6 +140,10 @@ pub struct EgressMapperStatus {
     /// How many nodes may hold VIPs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateways: Option<i64>,
+    /// How many of them take VIPs now: they are ready, their agents are in sync, and they are neither
+    /// cordoned nor being drained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_gateways: Option<i64>,
     /// How many nodes there are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<i64>,

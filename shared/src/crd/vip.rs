@@ -11,6 +11,8 @@ pub mod condition {
     pub const ACCEPTED: &str = "Accepted";
     pub const HELD: &str = "Held";
     pub const IN_USE: &str = "InUse";
+    pub const PLACED: &str = "Placed";
+    pub const UNIQUE: &str = "Unique";
 }
 
 /// The finalizer that keeps a Vip while Egresses use it.
@@ -53,6 +55,12 @@ pub const ANY_NAMESPACE: &str = "*";
         json_path = ".status.egresses",
         priority = 1
     ),
+    printcolumn(
+        name = "Preferred",
+        type_ = "string",
+        json_path = ".spec.preferredNode",
+        priority = 1
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[schemars(extend("required" = ["ip"]))]
@@ -82,6 +90,12 @@ pub struct VipSpec {
         validation = rules::rule("self.all(ns, ns == '*' || ns.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$'))", "namespaces must hold names of namespaces, or \"*\" for all")
     )]
     pub namespaces: Option<Vec<String>>,
+    /// The node that is to hold the VIP while it can. The VIP moves there, also away from a node
+    /// where it is fine; when this is taken out again, the VIP stays where it is.
+    #[serde(rename = "preferredNode", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = rules::rule("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')", "preferredNode must be the name of a node as kubectl get nodes shows it, or be left out"))]
+    pub preferred_node: Option<String>,
 }
 
 /// What is known of a Vip.
@@ -103,7 +117,8 @@ pub struct VipStatus {
     /// How many pods leave with the VIP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<i64>,
-    /// Accepted, Held and InUse, each with reason and message.
+    /// Accepted, Held, InUse, Placed (it is on the node it should be on) and Unique (no other machine
+    /// uses it), each with reason and message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -1,0 +1,376 @@
+use proptest::collection::{btree_set, vec};
+use proptest::prelude::*;
+
+use super::*;
+
+type Lists = BTreeMap<Address, Vec<String>>;
+
+fn vips(numbers: &BTreeSet<u8>) -> BTreeSet<Address> {
+    numbers.iter().map(|n| format!("192.0.2.{n}").parse().unwrap()).collect()
+}
+
+fn names(numbers: &BTreeSet<u8>) -> Vec<String> {
+    numbers.iter().map(|n| format!("node{n}")).collect()
+}
+
+fn usual(nodes: &[String]) -> Nodes<'_> {
+    let usual: BTreeSet<&str> = nodes.iter().map(String::as_str).collect();
+    Nodes { in_sync: usual.clone(), usual, ..Nodes::default() }
+}
+
+/// VIPs that nobody is known to hold.
+fn run(vips: &BTreeSet<Address>, nodes: &[String], published: &Lists) -> Lists {
+    let vips = vips.iter().map(|&vip| (vip, Vip::default())).collect();
+    candidates(&vips, &usual(nodes), published)
+}
+
+fn loads(of: &Lists, nodes: &[String]) -> Vec<usize> {
+    let first = |node: &String| of.values().filter(|list| list.first() == Some(node)).count();
+    nodes.iter().map(first).collect()
+}
+
+fn is_even(loads: &[usize]) -> bool {
+    loads.iter().max().unwrap_or(&0) - loads.iter().min().unwrap_or(&0) <= 1
+}
+
+/// Gateways and VIPs in time: as the launchers of keepalived agree on holders.
+#[derive(Clone, Debug, Default)]
+struct Cluster {
+    usual: BTreeSet<String>,
+    spare: BTreeSet<String>,
+    emptied: BTreeSet<String>,
+    /// Those whose keepalived does not run, though nobody has noticed.
+    dead: BTreeSet<String>,
+    unsynced: BTreeSet<String>,
+    published: Lists,
+    holders: BTreeMap<Address, String>,
+    preferred: BTreeMap<Address, String>,
+    movable: BTreeSet<Address>,
+    moves: usize,
+}
+
+impl Cluster {
+    fn alive(&self) -> impl Iterator<Item = &String> {
+        let all = self.usual.iter().chain(&self.spare).chain(&self.emptied);
+        all.filter(|node| !self.dead.contains(*node))
+    }
+
+    fn decide(&self) -> Lists {
+        fn all(nodes: &BTreeSet<String>) -> BTreeSet<&str> {
+            nodes.iter().map(String::as_str).collect()
+        }
+        let in_sync = self.usual.difference(&self.unsynced).map(String::as_str).collect();
+        let nodes = Nodes {
+            usual: all(&self.usual),
+            in_sync,
+            spare: all(&self.spare),
+            emptied: all(&self.emptied),
+        };
+        let vip = |vip: &Address| Vip {
+            holder: self.holders.get(vip).map(String::as_str),
+            preferred: self.preferred.get(vip).map(String::as_str),
+            movable: self.movable.contains(vip),
+        };
+        let vips = self.published.keys().map(|of| (*of, vip(of))).collect();
+        candidates(&vips, &nodes, &self.published)
+    }
+
+    /// The nodes read the lists, agree, and report; whether anything is new.
+    fn turn(&mut self) -> bool {
+        let lists = self.decide();
+        let mut news = lists != self.published;
+        for (vip, list) in &lists {
+            let alive: BTreeSet<&String> = self.alive().collect();
+            let held = self.holders.get(vip).filter(|holder| alive.contains(holder));
+            let listed = list.iter().find(|node| alive.contains(node));
+            let next = match held {
+                Some(holder) if list.contains(holder) || listed.is_none() => Some(holder.clone()),
+                _ => listed.or(alive.first().copied()).cloned(),
+            };
+            if next.as_ref() != self.holders.get(vip) {
+                news = true;
+                self.moves += usize::from(held.is_some());
+                match next {
+                    Some(next) => drop(self.holders.insert(*vip, next)),
+                    None => drop(self.holders.remove(vip)),
+                }
+            }
+        }
+        self.published = lists;
+        news
+    }
+
+    fn settle(&mut self) {
+        self.moves = 0;
+        let turns = (0..10).take_while(|_| self.turn()).count();
+        assert!(turns < 6, "does not come to rest: {self:?}");
+        let gateways = self.usual.len() + self.spare.len() + self.emptied.len();
+        assert!(gateways == 0 || self.published.values().all(|list| !list.is_empty()));
+    }
+
+    fn held(&self, nodes: &BTreeSet<String>) -> Vec<usize> {
+        let count = |node: &String| self.holders.values().filter(|holder| *holder == node).count();
+        nodes.iter().map(count).collect()
+    }
+}
+
+fn set(numbers: &BTreeSet<u8>) -> BTreeSet<String> {
+    names(numbers).into_iter().collect()
+}
+
+fn cluster(vips_: &BTreeSet<u8>, nodes: &BTreeSet<u8>) -> Cluster {
+    let published = vips(vips_).into_iter().map(|vip| (vip, Vec::new())).collect();
+    let mut cluster = Cluster { usual: set(nodes), published, ..Cluster::default() };
+    cluster.settle();
+    cluster
+}
+
+fn numbers(count: u8) -> BTreeSet<u8> {
+    (1..=count).collect()
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// From one kind of node to another.
+    Becomes(u8, u8),
+    Dies(u8),
+    Revives(u8),
+    Syncs(u8, bool),
+    Prefers(u8, Option<u8>),
+    Movable(u8, bool),
+}
+
+fn any_fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        (1..5u8, 0..4u8).prop_map(|(node, kind)| Fault::Becomes(node, kind)),
+        (1..5u8).prop_map(Fault::Dies),
+        (1..5u8).prop_map(Fault::Revives),
+        (1..5u8, any::<bool>()).prop_map(|(node, synced)| Fault::Syncs(node, synced)),
+        (1..9u8, proptest::option::of(1..6u8)).prop_map(|(vip, node)| Fault::Prefers(vip, node)),
+        (1..9u8, any::<bool>()).prop_map(|(vip, movable)| Fault::Movable(vip, movable)),
+    ]
+}
+
+impl Cluster {
+    fn suffer(&mut self, fault: Fault) {
+        let node = |n: u8| format!("node{n}");
+        let vip = |n: u8| format!("192.0.2.{n}").parse::<Address>().unwrap();
+        match fault {
+            Fault::Becomes(n, kind) => {
+                for nodes in [&mut self.usual, &mut self.spare, &mut self.emptied] {
+                    nodes.remove(&node(n));
+                }
+                let kinds = [&mut self.usual, &mut self.spare, &mut self.emptied];
+                if let Some(nodes) = kinds.into_iter().nth(kind.into()) {
+                    nodes.insert(node(n));
+                }
+            }
+            Fault::Dies(n) => drop(self.dead.insert(node(n))),
+            Fault::Revives(n) => drop(self.dead.remove(&node(n))),
+            Fault::Syncs(n, true) => drop(self.unsynced.remove(&node(n))),
+            Fault::Syncs(n, false) => drop(self.unsynced.insert(node(n))),
+            Fault::Prefers(n, Some(to)) => drop(self.preferred.insert(vip(n), node(to))),
+            Fault::Prefers(n, None) => drop(self.preferred.remove(&vip(n))),
+            Fault::Movable(n, true) => drop(self.movable.insert(vip(n))),
+            Fault::Movable(n, false) => drop(self.movable.remove(&vip(n))),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn vips_are_spread_evenly_and_every_node_may_hold_each(
+        vip_numbers in btree_set(1u8..250, 0..40),
+        node_numbers in btree_set(1u8..99, 1..9),
+        before in btree_set(1u8..99, 1..9),
+    ) {
+        let (vips, nodes) = (vips(&vip_numbers), names(&node_numbers));
+        let published = run(&vips, &names(&before), &BTreeMap::new());
+        let after = run(&vips, &nodes, &published);
+        prop_assert_eq!(after.keys().copied().collect::<BTreeSet<_>>(), vips);
+        for list in after.values() {
+            let mut sorted = list.clone();
+            sorted.sort();
+            let mut all = nodes.clone();
+            all.sort();
+            prop_assert_eq!(sorted, all);
+        }
+        prop_assert!(is_even(&loads(&after, &nodes)));
+    }
+
+    #[test]
+    fn only_the_vips_of_a_lost_node_move(
+        vip_numbers in btree_set(1u8..250, 0..40),
+        node_numbers in btree_set(1u8..99, 2..9),
+    ) {
+        let (vips, nodes) = (vips(&vip_numbers), names(&node_numbers));
+        let before = run(&vips, &nodes, &BTreeMap::new());
+        let (lost, left) = nodes.split_first().unwrap();
+        let after = run(&vips, left, &before);
+        for (vip, list) in &before {
+            if list.first() != Some(lost) {
+                let without: Vec<_> = list.iter().filter(|node| *node != lost).collect();
+                prop_assert_eq!(after[vip].iter().collect::<Vec<_>>(), without);
+            }
+        }
+        prop_assert_eq!(&run(&vips, left, &after), &after);
+    }
+
+    #[test]
+    fn a_new_node_takes_only_its_share(
+        vip_numbers in btree_set(1u8..250, 1..40),
+        node_numbers in btree_set(1u8..99, 2..9),
+    ) {
+        let (vips, nodes) = (vips(&vip_numbers), names(&node_numbers));
+        let (new, old) = nodes.split_first().unwrap();
+        let before = run(&vips, old, &BTreeMap::new());
+        let after = run(&vips, &nodes, &before);
+        let moved = vips.iter().filter(|vip| before[vip].first() != after[vip].first());
+        prop_assert!(moved.clone().all(|vip| after[vip].first() == Some(new)));
+        prop_assert_eq!(moved.count(), vips.len() / nodes.len());
+    }
+
+    #[test]
+    fn whatever_happens_it_comes_to_rest(
+        faults in vec(vec(any_fault(), 1..4), 1..12),
+        nodes in 1..4u8,
+    ) {
+        let mut cluster = cluster(&numbers(8), &numbers(nodes));
+        for together in faults {
+            for fault in together {
+                cluster.suffer(fault);
+            }
+            cluster.settle();
+            let working: BTreeSet<&String> = cluster
+                .usual
+                .iter()
+                .filter(|node| !cluster.dead.contains(*node) && !cluster.unsynced.contains(*node))
+                .collect();
+            for (vip, holder) in &cluster.holders {
+                // A drained node holds nothing that a gateway could, a wish is fulfilled.
+                let elsewhere = cluster.emptied.contains(holder)
+                    && cluster.published[vip].iter().any(|node| working.contains(node));
+                prop_assert!(!elsewhere, "{vip} on {holder}: {cluster:?}");
+                if let Some(wish) = cluster.preferred.get(vip).filter(|of| working.contains(of)) {
+                    prop_assert_eq!(wish, holder);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_that_comes_back_and_what_changes_elsewhere_move_nothing(
+        vip_count in 1..60u8, nodes in 2..5u8, lost in 1..5u8,
+    ) {
+        let mut cluster = cluster(&numbers(vip_count), &numbers(nodes));
+        prop_assert!(is_even(&cluster.held(&cluster.usual)));
+        let before = cluster.holders.clone();
+        let lost = format!("node{}", lost.min(nodes));
+        cluster.dead.insert(lost.clone());
+        cluster.settle();
+        prop_assert_eq!(cluster.moves, 0, "only those of the lost node");
+        for (vip, holder) in &before {
+            prop_assert_eq!(*holder == lost, cluster.holders[vip] != *holder);
+        }
+        let after = cluster.holders.clone();
+        cluster.usual.remove(&lost);
+        cluster.spare.insert(lost.clone());
+        cluster.settle();
+        cluster.dead.clear();
+        cluster.settle();
+        cluster.spare.clear();
+        cluster.usual.insert(lost.clone());
+        cluster.settle();
+        prop_assert_eq!(&cluster.holders, &after);
+        // New VIPs fill the emptier node.
+        let new: Vec<Address> =
+            (1..=vip_count / nodes).map(|n| format!("198.51.100.{n}").parse().unwrap()).collect();
+        cluster.published.extend(new.iter().map(|&vip| (vip, Vec::new())));
+        cluster.settle();
+        prop_assert!(new.iter().all(|vip| cluster.holders[vip] == lost));
+        // Asked to, they spread evenly, with no move more than it takes.
+        cluster.movable = cluster.published.keys().copied().collect();
+        cluster.settle();
+        prop_assert!(is_even(&cluster.held(&cluster.usual)));
+        prop_assert!(cluster.moves <= cluster.published.len());
+    }
+
+    #[test]
+    fn a_node_is_drained_by_moving_each_of_its_vips_once(vip_count in 1..60u8, nodes in 2..5u8) {
+        let mut cluster = cluster(&numbers(vip_count), &numbers(nodes));
+        let before = cluster.held(&cluster.usual);
+        cluster.usual.remove("node1");
+        cluster.emptied.insert("node1".to_owned());
+        cluster.settle();
+        prop_assert_eq!(cluster.moves, before[0]);
+        prop_assert!(is_even(&cluster.held(&cluster.usual)));
+    }
+}
+
+#[test]
+fn vips_that_the_first_node_took_before_others_were_there_are_spread_if_nobody_uses_them() {
+    let mut cluster = cluster(&numbers(252), &numbers(1));
+    cluster.usual = set(&numbers(3));
+    cluster.settle();
+    assert_eq!(cluster.held(&cluster.usual), [252, 0, 0], "they are fine where they are");
+    cluster.movable = cluster.published.keys().copied().collect();
+    cluster.settle();
+    assert_eq!(cluster.held(&cluster.usual), [84, 84, 84]);
+    assert_eq!(cluster.moves, 168);
+    assert!(cluster.published.values().all(|list| list.len() == 3));
+}
+
+#[test]
+fn a_vip_moves_to_the_preferred_node_and_stays_there() {
+    let mut cluster = cluster(&numbers(1), &numbers(3));
+    let vip: Address = "192.0.2.1".parse().unwrap();
+    let holder = cluster.holders[&vip].clone();
+    let other = cluster.usual.iter().find(|node| **node != holder).unwrap().clone();
+    cluster.preferred.insert(vip, other.clone());
+    assert_eq!(cluster.decide()[&vip], [other.clone()], "nobody else");
+    cluster.settle();
+    assert_eq!(cluster.holders[&vip], other);
+    assert_eq!(cluster.published[&vip].len(), 3);
+    cluster.preferred.clear();
+    cluster.settle();
+    assert_eq!((&cluster.holders[&vip], cluster.moves), (&other, 0));
+}
+
+#[test]
+fn spare_nodes_come_last_and_emptied_ones_only_when_there_are_no_others() {
+    let vips = vips(&numbers(9)).into_iter().map(|vip| (vip, Vip::default())).collect();
+    let mut nodes = Nodes {
+        usual: ["a", "b"].into(),
+        spare: ["c"].into(),
+        emptied: ["d"].into(),
+        ..Nodes::default()
+    };
+    let of = candidates(&vips, &nodes, &BTreeMap::new());
+    assert!(of.values().all(|list| list.len() == 3 && list.last().unwrap() == "c"));
+    nodes.usual.clear();
+    nodes.spare.clear();
+    let of = candidates(&vips, &nodes, &of);
+    assert!(of.values().all(|list| list == &["d"]));
+}
+
+#[test]
+fn of_many_nodes_some_are_named_and_the_holder_always() {
+    let nodes: Vec<String> = (0..100).map(|n| format!("node{n}")).collect();
+    let vips = vips(&(1..=252).collect());
+    let of = run(&vips, &nodes, &BTreeMap::new());
+    assert!(of.values().all(|list| list.len() == MOST));
+    let named: BTreeSet<_> = of.values().flatten().collect();
+    assert_eq!(named.len(), 100);
+    let mut nodes = usual(&nodes);
+    nodes.usual.remove("node77");
+    nodes.spare.insert("node77");
+    let held = vips.iter().map(|&vip| (vip, Vip { holder: Some("node77"), ..Vip::default() }));
+    let of = candidates(&held.collect(), &nodes, &of);
+    assert!(of.values().all(|list| list.len() == MOST && list.last().unwrap() == "node77"));
+}
+
+#[test]
+fn without_a_node_there_is_no_candidate() {
+    let of = run(&vips(&[1].into()), &[], &BTreeMap::new());
+    assert_eq!(of.into_values().collect::<Vec<_>>(), [Vec::<String>::new()]);
+}
