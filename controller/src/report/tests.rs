@@ -3,7 +3,8 @@ use shared::crd::{Egress, Vip};
 
 use super::*;
 use crate::model::{
-    EgressReason, EgressVerdict, Finding, HeldReason, InUseReason, VipReason, VipVerdict,
+    EgressReason, EgressVerdict, Finding, HeldReason, InUseReason, PlacedReason, UniqueReason,
+    VipReason, VipVerdict,
 };
 use crate::watch::Change;
 use crate::world::News;
@@ -62,6 +63,8 @@ fn used(by: &[&str], holder: Option<&str>) -> Resolved {
             reason: if by.is_empty() { InUseReason::NotInUse } else { InUseReason::InUse },
             message: finding(""),
         },
+        placed: Finding { reason: PlacedReason::Placed, message: finding("") },
+        unique: Finding { reason: UniqueReason::NoConflict, message: finding("") },
         route_id: None,
         holder: holder.map(str::to_owned),
         used_by: by.iter().map(|name| key(name)).collect(),
@@ -169,4 +172,33 @@ fn people_are_told_where_a_vip_is_and_what_keeps_it() {
     let mut said = before(None);
     said["observedGeneration"] = json!(2);
     assert_eq!(told(going(), said, &["e"], None), [""; 0]);
+}
+
+#[test]
+fn people_are_told_when_a_vip_is_not_where_it_should_be_or_is_used_by_others() {
+    let told = |status: &Value, placed: PlacedReason, unique: UniqueReason, held: HeldReason| {
+        let mut resolved = used(&[], Some("n1"));
+        for verdict in resolved.vips.values_mut() {
+            verdict.placed.reason = placed;
+            verdict.unique.reason = unique;
+            verdict.held.reason = held;
+        }
+        let tasks = tasks_of(&with_vip(vip(&json!({}), status)), &resolved, NOW);
+        let (status, notes) = status_of(&tasks);
+        (status.clone(), notes.into_iter().map(str::to_owned).collect::<Vec<_>>())
+    };
+    use HeldReason::{Held, SeveralHolders};
+    use PlacedReason::{Moving, Placed, PreferredNodeNotFound};
+    use UniqueReason::{Conflict, NoConflict};
+    let (usual, _) = told(&json!({}), Placed, NoConflict, Held);
+    let (moving, notes) = told(&usual, Moving, NoConflict, Held);
+    assert_eq!(notes, ["Moving"]);
+    let (unknown, notes) = told(&moving, PreferredNodeNotFound, NoConflict, Held);
+    assert_eq!(notes, ["PreferredNodeNotFound"]);
+    let (conflict, notes) = told(&unknown, Placed, Conflict, Held);
+    assert_eq!(notes, ["Conflict"]);
+    let (_, notes) = told(&conflict, Placed, NoConflict, Held);
+    assert_eq!(notes, ["NoConflict"]);
+    let (_, notes) = told(&usual, Placed, NoConflict, SeveralHolders);
+    assert_eq!(notes, ["SeveralHolders"]);
 }

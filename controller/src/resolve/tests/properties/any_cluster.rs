@@ -6,6 +6,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
+use shared::crd::egress_mapper::Rebalance;
 use shared::crd::{self, EgressMapperSpec, Kind, LabelSelector};
 
 use super::super::builders::{
@@ -42,45 +43,55 @@ pub(super) fn any_cluster() -> impl Strategy<Value = Observed> {
         vec((0usize..4, select(VIPS.to_vec()), 0i64..4), 0..6),
         vec((select(VIPS.to_vec()), 1u32..5), 0..3),
         vec(option::of(select(vec!["web", "api"])), 2),
+        vec(any::<bool>(), 4),
     );
-    (objects, rest).prop_map(|((vips, egresses, pods, mappers, nodes), (holds, ids, middles))| {
-        let mut all = cluster();
-        for (name, vip) in named("v", vips) {
-            all = all.vip(vip.with(|vip| vip.metadata.name = Some(name)));
-        }
-        for (name, egress) in named("e", egresses) {
-            all = all.egress(egress.with(|egress| egress.metadata.name = Some(name)));
-        }
-        for (n, pod) in pods.into_iter().enumerate() {
-            // Names repeat between namespaces only; addresses repeat now and then.
-            all = all.pod(pod.with(|pod| {
-                pod.name = format!("p{n}");
-                pod.uid = format!("uid{n}");
-            }));
-        }
-        for (name, mapper) in named("m", mappers) {
-            all = all.mapper(mapper.with(|mapper| mapper.metadata.name = Some(name)));
-        }
-        for n in 0..nodes {
-            all = all.node(any_nth_node(n));
-        }
-        for (node, vip, since) in holds {
-            all = all.holds(&format!("node{node}"), vip, since);
-        }
-        for (vip, id) in ids {
-            all = all.published(vip, id);
-        }
-        for (n, deployment) in middles.into_iter().enumerate() {
-            let by = deployment.map(|name| owner(Kind::Deployment, name));
-            all = all.owned(Kind::ReplicaSet, &format!("rs{n}"), by);
-        }
-        all
-    })
+    (objects, rest).prop_map(
+        |((vips, egresses, pods, mappers, nodes), (holds, ids, middles, synced))| {
+            let mut all = cluster();
+            for (name, vip) in named("v", vips) {
+                all = all.vip(vip.with(|vip| vip.metadata.name = Some(name)));
+            }
+            for (name, egress) in named("e", egresses) {
+                all = all.egress(egress.with(|egress| egress.metadata.name = Some(name)));
+            }
+            for (n, pod) in pods.into_iter().enumerate() {
+                // Names repeat between namespaces only; addresses repeat now and then.
+                all = all.pod(pod.with(|pod| {
+                    pod.name = format!("p{n}");
+                    pod.uid = format!("uid{n}");
+                }));
+            }
+            for (name, mapper) in named("m", mappers) {
+                all = all.mapper(mapper.with(|mapper| mapper.metadata.name = Some(name)));
+            }
+            for n in 0..nodes {
+                all = all.node(any_nth_node(n));
+            }
+            for (node, vip, since) in holds {
+                all = all.holds(&format!("node{node}"), vip, since);
+            }
+            for (n, synced) in synced.into_iter().enumerate() {
+                all.reports.entry(format!("node{n}")).or_default().synced = synced;
+            }
+            for (vip, id) in ids {
+                all = all.published(vip, id);
+            }
+            for (n, deployment) in middles.into_iter().enumerate() {
+                let by = deployment.map(|name| owner(Kind::Deployment, name));
+                all = all.owned(Kind::ReplicaSet, &format!("rs{n}"), by);
+            }
+            all
+        },
+    )
 }
 
 fn any_nth_node(n: usize) -> Node {
     node(&format!("node{n}"), &format!("192.168.122.{}", 101 + n)).with(|node| {
         node.unschedulable = n == 3;
+        node.ready = n != 1;
+        if n == 2 {
+            node.labels = labels(&[("egress.mapper.com/drain", "true")]);
+        }
         node.pod_cidrs = vec![format!("10.250.{n}.0/24").parse().unwrap()];
     })
 }
@@ -92,9 +103,11 @@ prop_compose! {
         created in 0i64..3,
         routeid in option::of(1i64..4),
         namespaces in option::of(select(vec!["*", "b", OWN])),
+        preferred_node in option::of(select(vec!["node0", "node1", "node3", "nowhere"])),
     ) -> crd::Vip {
         vip("v", ip).in_namespace(namespace).created(created).with(|vip| {
             vip.spec.routeid = routeid;
+            vip.spec.preferred_node = preferred_node.map(str::to_owned);
             vip.spec.namespaces = namespaces.map(|namespace| vec![namespace.to_owned()]);
         })
     }
@@ -165,9 +178,11 @@ prop_compose! {
         excluded in vec(select(vec!["10.0.0.0/8", "::/0", "fd00::/8"]), 0..2),
         namespace in select(NAMESPACES.to_vec()),
         created in 0i64..3,
+        rebalance in option::of(select(vec![Rebalance::Never, Rebalance::Always])),
     ) -> crd::EgressMapper {
         let spec = EgressMapperSpec {
             pod_subnet: pod_subnet.map(str::to_owned),
+            rebalance,
             excluded_networks: excluded.into_iter().map(str::to_owned).collect(),
             ..EgressMapperSpec::default()
         };
