@@ -3,6 +3,7 @@
 //! One pass is: observe what is known, [`resolve`], publish, hand what there is to report to those
 //! who write it in their own time: mappings never wait for status.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use tracing::{debug, error, info};
 
 use crate::leader::Leadership;
 use crate::metrics::{Kind as Judged, Metrics, Part};
-use crate::model::{HeldReason, Reason, Resolved, UniqueReason, VipVerdict};
+use crate::model::{HeldReason, ObjectKey, Reason, Resolved, UniqueReason, VipVerdict};
 use crate::publish::{PublishError, Publisher, Wanted};
 use crate::report::{Task, Writer, report};
 use crate::resolve::resolve;
@@ -51,6 +52,8 @@ pub struct Controller {
     leadership: Leadership,
     metrics: Metrics,
     health: Health,
+    /// The last node that held each Vip.
+    holders: BTreeMap<ObjectKey, String>,
 }
 
 /// When what is due.
@@ -83,7 +86,19 @@ impl Controller {
         let (reports, told) = watch::channel(Arc::default());
         let writing = tokio::spawn(writer.clone().run(told));
         let world = World::new(namespace);
-        Self { client, world, publisher, writer, reports, writing, leadership, metrics, health }
+        let holders = BTreeMap::new();
+        Self {
+            client,
+            world,
+            publisher,
+            writer,
+            reports,
+            writing,
+            leadership,
+            metrics,
+            health,
+            holders,
+        }
     }
 
     /// Runs until `shutdown`; nothing is written any more when it returns.
@@ -234,7 +249,15 @@ impl Controller {
         }
     }
 
-    fn tell(&self, resolved: &Resolved) {
+    fn tell(&mut self, resolved: &Resolved) {
+        self.holders.retain(|key, _| resolved.vips.contains_key(key));
+        for (key, vip) in &resolved.vips {
+            let Some(holder) = &vip.holder else { continue };
+            let before = self.holders.insert(key.clone(), holder.clone());
+            if before.is_some_and(|before| before != *holder) {
+                self.metrics.vip_moved();
+            }
+        }
         let addresses = resolved.shards.values().flat_map(|shard| shard.values());
         let (mapped, held) = addresses.fold((0, 0), |(mapped, held), vip| match vip {
             Some(_) => (mapped + 1, held),

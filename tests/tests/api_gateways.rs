@@ -2,14 +2,18 @@
 //! when it moves. The nodes' reports are written by the tests, as agents would.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use tests::{ApiServer, Controller, ObjectCluster};
+
+use tests::{ApiServer, Controller, ObjectCluster, wait_until};
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 const VIP: &str = "192.168.122.222";
-const SINCE: &str = "2026-11-23T10:00:00Z";
+const WRITTEN_WITHIN: Duration = Duration::from_mins(2);
+/// Since when all that is held is held.
+const SINCE: &str = "2024-01-01T00:00:00Z";
 
 /// What the test knows of who holds what.
 type Holders = BTreeMap<String, &'static str>;
@@ -40,8 +44,10 @@ impl Bed {
 
     fn lists(&self) -> BTreeMap<String, Vec<String>> {
         let data = self.cluster.data("vip-candidates").unwrap_or_default();
-        let list = |text: &str| text.split(',').filter(|n| !n.is_empty()).map(str::to_owned);
-        data.iter().map(|(vip, text)| (vip.clone(), list(text).collect())).collect()
+        let list = |text: &str| -> Vec<String> {
+            text.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+        };
+        data.iter().map(|(vip, text)| (vip.clone(), list(text))).collect()
     }
 
     fn list(&self, vip: &str) -> Vec<String> {
@@ -141,6 +147,10 @@ fn vips_are_spread_and_stay_when_nodes_come_and_go() -> Result<()> {
         bed.status("v252", "holder").is_some_and(|holder| holder == holders["192.168.130.252"])
     });
     assert_eq!(bed.spread(), [84; 3]);
+    let written = wait_until(WRITTEN_WITHIN, || {
+        bed.controller.metric("egress_controller_status_backlog").is_ok_and(|count| count < 0.5)
+    });
+    assert!(written, "the status of 252 Vips and Egresses is written");
 
     // n1 is gone: its VIPs go to others, and no other VIP moves.
     let before = holders.clone();

@@ -12,9 +12,6 @@ pub enum Tone {
     Warning,
 }
 
-/// The reason of the Event that tells that a VIP is on another node than before.
-pub const HOLDER_MOVED: &str = "HolderMoved";
-
 /// Something that is told once, as an Event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
@@ -82,7 +79,7 @@ pub fn of_vip(
         (was, is) if was == is => {}
         (Some(was), Some(is)) => {
             let message = format!("moved from Node {was} to Node {is}");
-            notes.push(note(Tone::Normal, HOLDER_MOVED, message));
+            notes.push(note(Tone::Normal, "HolderMoved", message));
         }
         (None, Some(is)) => {
             notes.push(note(Tone::Normal, "Held", format!("is on Node {is}")));

@@ -17,7 +17,6 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
-use super::notes::HOLDER_MOVED;
 use super::{Action, Confirmed, Note, Target, Task, Tone};
 use crate::daemon_sets::DaemonSet;
 use crate::leader::Leadership;
@@ -213,9 +212,6 @@ impl Writer {
             let name = about.name.as_deref().unwrap_or_default();
             let kind = about.kind.as_deref().unwrap_or_default();
             info!("{kind} {name}: {reason}: {message}");
-            if reason == HOLDER_MOVED {
-                self.metrics.vip_moved();
-            }
             let event = Event {
                 type_: match tone {
                     Tone::Normal => EventType::Normal,
