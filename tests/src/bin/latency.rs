@@ -124,7 +124,7 @@ fn measure(
 kind: Pod
 metadata: {{namespace: default, name: {}, labels: {{app: latency}}}}
 spec:
-  terminationGracePeriodSeconds: 0
+  terminationGracePeriodSeconds: 1
   containers:
     - name: main
       image: localhost/busybox:1
@@ -147,9 +147,11 @@ spec:
             .filter(|(flow, _)| flow.source == IpAddr::V4(VIP))
             .map(|(flow, seen)| (flow.destination, seen.first))
             .collect::<BTreeMap<_, _>>();
+        let appeared = appeared.lock().unwrap_or_else(PoisonError::into_inner);
         seen.len() == usize::from(count)
+            && (0..count).all(|number| appeared.contains_key(&name(number)))
     });
-    ensure!(all, "not all pods were seen with the VIP:\n{}", capture.text());
+    ensure!(all, "not all pods appeared and were seen with the VIP:\n{}", capture.text());
     installation.sh("kubectl delete pods -l app=latency")?;
     let appeared = appeared.lock().unwrap_or_else(PoisonError::into_inner);
     (0..count)
