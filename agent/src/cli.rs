@@ -93,9 +93,9 @@ pub struct Run {
     /// Without it they come from the API server: in a pod, or with KUBECONFIG set.
     #[arg(long, value_name = "DIR", env = "EGRESS_MAPPINGS_DIR")]
     pub mappings_dir: Option<PathBuf>,
-    /// The namespace of the ConfigMaps, and of the agent's DaemonSet.
-    #[arg(long, value_name = "NAME", default_value = "default", env = "POD_NAMESPACE")]
-    pub namespace: String,
+    /// The namespace of the ConfigMaps, and of the agent's DaemonSet; "default" if none is given.
+    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE")]
+    pub namespace: Option<String>,
     /// The agent's DaemonSet: when it is being deleted, SIGTERM has everything of ours removed.
     #[arg(long, value_name = "NAME", default_value = "kube-egress")]
     pub daemon_set: String,
@@ -158,6 +158,11 @@ impl Run {
     /// The node's name: as given, else the host's.
     pub fn node_name(&self) -> String {
         given(self.node_name.as_ref()).unwrap_or_else(host_name)
+    }
+
+    /// The namespace on the API server.
+    pub fn namespace(&self) -> String {
+        given(self.namespace.as_ref()).unwrap_or_else(|| "default".to_owned())
     }
 }
 

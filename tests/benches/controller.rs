@@ -206,8 +206,13 @@ fn own_times(controller: &Controller) -> Result<Vec<(String, f64)>> {
         rest.contains("news_to_written").then(|| (bound.to_owned(), *value))
     };
     let mut found: Vec<_> = all.iter().filter_map(bucket).collect();
-    found.sort_by(|one, other| one.1.total_cmp(&other.1));
+    found.sort_by(|one, other| seconds(&one.0).total_cmp(&seconds(&other.0)));
     Ok(found)
+}
+
+/// The upper bound of a bucket.
+fn seconds(bound: &str) -> f64 {
+    bound.parse().unwrap_or(f64::INFINITY)
 }
 
 /// Seconds of user and system time.

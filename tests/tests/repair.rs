@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// How soon a stranger's change has to be undone.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(1);
 /// How soon what began without tables has to be forgotten once they are back.
-const FORGOTTEN_WITHIN: Duration = Duration::from_millis(100);
+const FORGOTTEN_WITHIN: Duration = Duration::from_millis(500);
 
 /// Things of others, next to ours: they have to stay.
 const FOREIGN: &str = "table inet stranger {
