@@ -211,7 +211,10 @@ impl Sync {
         let touched = memory.touched.as_ref();
         let steps = plan(&desired, &memory.observed, touched, &memory.loaded, marks);
         // All pods are in that text: not for each that comes or goes.
-        let only_pods = |step: &Step| matches!(step, Step::ChangePods(_) | Step::ForgetPods(_));
+        let only_pods = |step: &Step| {
+            use Step::{ChangePods, ForgetPods, ForgetUndecided};
+            matches!(step, ChangePods(_) | ForgetPods(_) | ForgetUndecided { .. })
+        };
         if !steps.iter().all(only_pods) {
             debug!(why = %self.why, "desired state:\n{}", desired.as_text(self.kernel.tables()));
         }

@@ -12,8 +12,8 @@ use crate::kubernetes::{KubeCluster, KubeNode};
 use crate::shell::{Shell, repository};
 
 const IMAGES: [&str; 3] = ["egress-mapper", "kube-egress", "kube-keepalived-vip"];
-const BUILT_WITHIN: Duration = Duration::from_secs(180);
-const MAPPED_WITHIN: Duration = Duration::from_secs(60);
+const BUILT_WITHIN: Duration = Duration::from_mins(3);
+const MAPPED_WITHIN: Duration = Duration::from_mins(1);
 
 /// A cluster with egress-mapper in namespace `default`; removed with it when dropped.
 #[derive(Debug)]

@@ -4,6 +4,8 @@
 //! bridges and VXLAN between them, pods, a LAN, a router and two hosts outside. [`UdpProbe`],
 //! [`TcpServer`] and the like make traffic, [`Capture`] is the witness of what left the nodes,
 //! [`Agent`] runs the built program on a node, [`MappingsDir`] is what it reads.
+//!
+//! [`ApiServer`] and [`KubeCluster`] are a real Kubernetes: the API alone, or with workers.
 
 mod agent;
 mod announce;

@@ -14,6 +14,8 @@ const PORT: u16 = 7000;
 const SOON: Duration = Duration::from_secs(5);
 /// How soon a stranger's change has to be undone.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(1);
+/// How soon what began without tables has to be forgotten once they are back.
+const FORGOTTEN_WITHIN: Duration = Duration::from_millis(500);
 
 /// Things of others, next to ours: they have to stay.
 const FOREIGN: &str = "table inet stranger {
@@ -330,8 +332,7 @@ fn a_flush_of_everything_is_over_in_less_than_a_second() -> Result<()> {
                 assert!(during <= REPAIRED_WITHIN, "{leaks:?}");
             }
             // From now on nothing: neither old connections nor those that began meanwhile.
-            // They are looked for once the tables are back, which takes a moment on a busy machine.
-            let forgotten = wait_until(REPAIRED_WITHIN, || {
+            let forgotten = wait_until(FORGOTTEN_WITHIN, || {
                 scene.capture.clear();
                 let sent = scene.traffic[0].udp_sent();
                 eventually(SOON, || scene.traffic[0].udp_sent() >= sent + 50);

@@ -22,6 +22,10 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 /// What ran for this long is started again after the shortest wait.
 const GOOD_AFTER: Duration = Duration::from_mins(1);
 
+/// Where keepalived writes the numbers of its two processes.
+const PID: &str = "keepalived.pid";
+const VRRP_PID: &str = "vrrp.pid";
+
 /// What went wrong with the process or its file.
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
@@ -155,13 +159,23 @@ impl Supervisor {
     /// In the foreground, VRRP alone. `-G`: without a syslog it would write to the console.
     fn start(&mut self) -> Result<(), SupervisorError> {
         self.start_at = Instant::now() + self.backoff;
+        // Whatever has the number in such a file counts as keepalived for it: after a restart of
+        // the container anybody, and for the first process of one also its own dead children.
+        for file in [self.file(PID), self.file(VRRP_PID)] {
+            if is_keepalived(&file) {
+                info!("a keepalived that lost its launcher has not ended yet; tried again");
+                return Ok(());
+            }
+            // There is none, then.
+            let _ = std::fs::remove_file(&file);
+        }
         let mut process = Command::new(&self.program)
             .args(["-P", "-n", "-l", "-G", "-e", "-f"])
             .arg(self.file("keepalived.conf"))
             .arg("-p")
-            .arg(self.file("keepalived.pid"))
+            .arg(self.file(PID))
             .arg("-r")
-            .arg(self.file("vrrp.pid"))
+            .arg(self.file(VRRP_PID))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -177,6 +191,14 @@ impl Supervisor {
     fn file(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
+}
+
+/// Whether the file has the number of a keepalived that lives.
+fn is_keepalived(file: &Path) -> bool {
+    let stat = std::fs::read_to_string(file)
+        .and_then(|number| std::fs::read_to_string(format!("/proc/{}/stat", number.trim())));
+    // As in `7 (keepalived) S 1 ...`; Z is one that nobody has waited for.
+    stat.is_ok_and(|stat| stat.contains(" (keepalived) ") && !stat.contains(") Z "))
 }
 
 fn signal(process: &Child, signal: Signal) {

@@ -129,10 +129,13 @@ impl Conntrack {
         self.delete_all(&entries)
     }
 
-    /// Deletes the connections these pods opened, of protocols that know no end (UDP, ICMP, …).
-    ///
-    /// Returns how many were there to delete.
-    pub fn forget(&mut self, pods: &BTreeSet<IpAddr>) -> Result<usize, ConntrackError> {
+    /// Deletes the connections these pods opened that the predicate picks, and returns how many
+    /// were there to delete. For few pods the kernel does the looking.
+    pub fn delete_of(
+        &mut self,
+        pods: &BTreeSet<IpAddr>,
+        doomed: impl Fn(&Entry<'_>) -> bool,
+    ) -> Result<usize, ConntrackError> {
         let v4: Vec<_> = pods
             .iter()
             .filter_map(|pod| match pod {
@@ -157,7 +160,7 @@ impl Conntrack {
         for view in views {
             self.read(view, |entry| {
                 // Compared here too: kernels before 5.8 do not know the filter.
-                if !entry.has_sessions() && pods.contains(&entry.source) {
+                if pods.contains(&entry.source) && doomed(&entry) {
                     entries.push(entry.into_owned());
                 }
             })?;

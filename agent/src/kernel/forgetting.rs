@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
-use std::{io, thread};
+use std::{io, mem, thread};
 
 use tracing::{debug, error};
 
@@ -14,8 +14,8 @@ use crate::routing::MarkMask;
 
 /// Between two looks: changes that come meanwhile share one.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
-/// Before a look that failed is tried again.
-const BEFORE_RETRY: Duration = Duration::from_secs(1);
+/// Before a look that failed is tried again: until then packets of forgotten decisions go on.
+const BEFORE_RETRY: Duration = Duration::from_millis(100);
 
 /// Which connections of a pod to forget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,12 @@ impl Orders {
         .extend(pods);
     }
 
+    /// What one look may miss: a connection whose first packet was on its way out at that moment is
+    /// tracked only when the packet leaves. Nothing that was decided rightly meanwhile is in it.
+    fn missed_perhaps(self) -> Self {
+        Self { sessionless: BTreeSet::new(), ..self }
+    }
+
     fn is_empty(&self) -> bool {
         let Self { sessionless, undecided, undecided_sessions } = self;
         [sessionless, undecided, undecided_sessions].iter().all(|pods| pods.is_empty())
@@ -62,10 +68,9 @@ impl Orders {
                     || self.undecided_sessions.contains(&entry.source)))
     }
 
-    /// The pods whose connections as such are forgotten, if that is all there is to do.
-    fn only_sessionless(&self) -> Option<&BTreeSet<IpAddr>> {
+    fn pods(&self) -> impl Iterator<Item = &IpAddr> {
         let Self { sessionless, undecided, undecided_sessions } = self;
-        [undecided, undecided_sessions].iter().all(|pods| pods.is_empty()).then_some(sessionless)
+        [sessionless, undecided, undecided_sessions].into_iter().flatten()
     }
 }
 
@@ -79,7 +84,8 @@ impl Forgetting {
     /// Works in the network namespace of the calling thread.
     pub(super) fn start(conntrack: Conntrack, marks: MarkMask) -> io::Result<Self> {
         let (orders, inbox) = channel();
-        let worker = Worker { conntrack, marks, inbox, orders: Orders::default() };
+        let worker =
+            Worker { conntrack, marks, inbox, orders: Orders::default(), again: Orders::default() };
         thread::Builder::new().name("forgetting".to_owned()).spawn(move || worker.run())?;
         Ok(Self { orders })
     }
@@ -96,13 +102,15 @@ struct Worker {
     marks: MarkMask,
     inbox: Receiver<(Which, BTreeSet<IpAddr>)>,
     orders: Orders,
+    /// Orders of the look before.
+    again: Orders,
 }
 
 impl Worker {
     /// Ends when nobody is left to give orders.
     fn run(mut self) {
         loop {
-            if self.orders.is_empty() {
+            if self.orders.is_empty() && self.again.is_empty() {
                 let Ok(order) = self.inbox.recv() else { return };
                 self.orders.add(order);
             }
@@ -110,7 +118,7 @@ impl Worker {
             match self.look() {
                 Ok(forgotten) => {
                     debug!(forgotten, "connections forgotten");
-                    self.orders = Orders::default();
+                    self.again = mem::take(&mut self.orders).missed_perhaps();
                     thread::sleep(BETWEEN_LOOKS);
                 }
                 Err(error) => {
@@ -122,9 +130,8 @@ impl Worker {
     }
 
     fn look(&mut self) -> Result<usize, ConntrackError> {
-        match self.orders.only_sessionless() {
-            Some(pods) => self.conntrack.forget(pods),
-            None => self.conntrack.delete_where(|entry| self.orders.doom(entry, self.marks)),
-        }
+        let Self { conntrack, marks, inbox: _, orders, again } = self;
+        let pods = orders.pods().chain(again.pods()).copied().collect();
+        conntrack.delete_of(&pods, |entry| orders.doom(entry, *marks) || again.doom(entry, *marks))
     }
 }

@@ -9,7 +9,7 @@ use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
 use tests::{KubeCluster, Lab, ProxyMode};
 
-/// Starts a cluster and removes it on Ctrl-C, or however this program ends.
+/// Starts a cluster; Ctrl-C removes it, and so does any other end of this program.
 #[derive(Debug, Parser)]
 #[command(name = "cluster", max_term_width = 100)]
 struct Options {
@@ -22,6 +22,9 @@ struct Options {
     /// An archive of an image to import on every node; may be given several times.
     #[arg(long = "image", value_name = "ARCHIVE")]
     images: Vec<PathBuf>,
+    /// Ends at once and lets the cluster run on.
+    #[arg(long)]
+    keep: bool,
 }
 
 fn main() -> Result<()> {
@@ -40,6 +43,10 @@ fn main() -> Result<()> {
     let mut out = stdout();
     writeln!(out, "up in {:.1} s; namespaces {names}*", start.elapsed().as_secs_f32())?;
     writeln!(out, "kubectl='{}'", cluster.server().kubectl_command()?)?;
+    if options.keep {
+        writeln!(out, "`kill {}` removes it.", cluster.keep()?)?;
+        return Ok(());
+    }
     writeln!(out, "Ctrl-C removes it.")?;
     ends.wait().context("cannot wait for a signal")?;
     Ok(())

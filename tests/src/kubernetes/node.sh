@@ -17,12 +17,18 @@ mount --make-rshared /
 
 # Control groups: version 1 has a tree for each resource, version 2 one for all.
 if [ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ]; then
+  hand_on() { sed 's/^/+/; s/ / +/g' /sys/fs/cgroup/cgroup.controllers >"$1/cgroup.subtree_control"; }
+  # Only a group without processes hands resources on. What looks like the root in a container is
+  # not the real one, so that this matters: they move.
+  if ! hand_on /sys/fs/cgroup 2>/dev/null; then
+    mkdir -p /sys/fs/cgroup/init
+    while read -r process; do
+      echo "$process" >/sys/fs/cgroup/init/cgroup.procs 2>/dev/null || true
+    done </sys/fs/cgroup/cgroup.procs
+    hand_on /sys/fs/cgroup
+  fi
   mkdir -p "/sys/fs/cgroup/$group"
-  for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
-    # What cannot be handed on, as while processes are in the root of a container, is done without.
-    echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control || true
-    echo "+$controller" >"/sys/fs/cgroup/$group/cgroup.subtree_control" || true
-  done
+  hand_on "/sys/fs/cgroup/$group"
 else
   for tree in $(awk '$3 == "cgroup" {print $2}' /proc/mounts); do mkdir -p "$tree/$group"; done
   cpuset=$(awk '$3 == "cgroup" && $4 ~ /(^|,)cpuset(,|$)/ {print $2}' /proc/mounts)

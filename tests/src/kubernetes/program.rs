@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -45,6 +46,8 @@ impl Program {
             .open(&log)
             .with_context(|| format!("cannot write {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        // Ctrl-C in a terminal is for who started it; it ends in order, or stays when it is kept.
+        command.process_group(0);
         let child = host.spawn(&mut command)?;
         Ok(Self { name, child, log })
     }
