@@ -6,6 +6,7 @@
 //! packet which the capture sees with the VIP.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::{Write, stdout};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -117,10 +118,11 @@ fn measure(
 ) -> Result<Vec<Duration>> {
     let capture = Capture::start(installation.cluster().lab())?;
     let name = |number: u8| format!("latency-{batch}-{number}");
-    let pods: String = (0..count)
-        .map(|number| {
-            format!(
-                "apiVersion: v1
+    let mut pods = String::new();
+    for number in 0..count {
+        write!(
+            pods,
+            "apiVersion: v1
 kind: Pod
 metadata: {{namespace: default, name: {}, labels: {{app: latency}}}}
 spec:
@@ -132,12 +134,11 @@ spec:
       command: [ping, -q, -i, '{}', '{}']
 ---
 ",
-                name(number),
-                options.interval,
-                target(number)
-            )
-        })
-        .collect();
+            name(number),
+            options.interval,
+            target(number)
+        )?;
+    }
     installation.apply(&pods)?;
     let mut seen = BTreeMap::new();
     let all = wait_until(MAPPED_WITHIN, || {
