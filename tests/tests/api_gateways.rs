@@ -172,13 +172,13 @@ fn vips_are_spread_and_stay_when_nodes_come_and_go() -> Result<()> {
     for node in ["n2", "n3"] {
         report(cluster, node, &holders, &[])?;
     }
-    let moved = before.iter().find(|(_, holder)| **holder == "n1").context("none on n1")?.0;
-    let name = format!("v{}", moved.rsplit('.').next().unwrap_or_default());
-    let to = holders[moved];
+    let lost = before.iter().find(|(_, holder)| **holder == "n1").context("none on n1")?.0;
+    let name = format!("v{}", lost.rsplit('.').next().unwrap_or_default());
+    let to = holders[lost];
     cluster.eventually("the Event of the move", |_| {
         bed.told(&name, "HolderMoved") == Some(format!("moved from Node n1 to Node {to}"))
     });
-    bed.says(&name, "Held", "Held", &format!("Node {to} holds {moved}"));
+    bed.says(&name, "Held", "Held", &format!("Node {to} holds {lost}"));
     cluster.eventually("all moves counted", |_| {
         bed.controller.metric("egress_controller_vip_moves_total").is_ok_and(|moves| moves > 83.5)
     });

@@ -176,6 +176,9 @@ fn people_are_told_where_a_vip_is_and_what_keeps_it() {
 
 #[test]
 fn people_are_told_when_a_vip_is_not_where_it_should_be_or_is_used_by_others() {
+    use HeldReason::{Held, SeveralHolders};
+    use PlacedReason::{Moving, Placed, PreferredNodeNotFound};
+    use UniqueReason::{Conflict, NoConflict};
     let told = |status: &Value, placed: PlacedReason, unique: UniqueReason, held: HeldReason| {
         let mut resolved = used(&[], Some("n1"));
         for verdict in resolved.vips.values_mut() {
@@ -187,9 +190,6 @@ fn people_are_told_when_a_vip_is_not_where_it_should_be_or_is_used_by_others() {
         let (status, notes) = status_of(&tasks);
         (status.clone(), notes.into_iter().map(str::to_owned).collect::<Vec<_>>())
     };
-    use HeldReason::{Held, SeveralHolders};
-    use PlacedReason::{Moving, Placed, PreferredNodeNotFound};
-    use UniqueReason::{Conflict, NoConflict};
     let (usual, _) = told(&json!({}), Placed, NoConflict, Held);
     let (moving, notes) = told(&usual, Moving, NoConflict, Held);
     assert_eq!(notes, ["Moving"]);
