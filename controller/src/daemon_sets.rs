@@ -171,7 +171,9 @@ fn keepalived(spec: &EgressMapperSpec, image: &str, namespace: &str) -> Parts {
         scratch("tmp", "/tmp"),
     ];
     let mut volumes: Vec<Value> = ["run", "keepalived", "tmp"]
-        .map(|name| json!({ "name": name, "emptyDir": { "medium": "Memory", "sizeLimit": "16Mi" } }))
+        .map(
+            |name| json!({ "name": name, "emptyDir": { "medium": "Memory", "sizeLimit": "16Mi" } }),
+        )
         .into();
     let security = if dev {
         // The node's devices are of use to a privileged container only. Images that ask for them
@@ -179,7 +181,8 @@ fn keepalived(spec: &EgressMapperSpec, image: &str, namespace: &str) -> Parts {
         mounts.push(json!({ "name": "dev", "mountPath": "/dev" }));
         mounts.push(json!({ "name": "modules", "mountPath": "/lib/modules", "readOnly": true }));
         volumes.push(json!({ "name": "dev", "hostPath": { "path": "/dev", "type": "Directory" } }));
-        volumes.push(json!({ "name": "modules", "hostPath": { "path": "/lib/modules", "type": "" } }));
+        volumes
+            .push(json!({ "name": "modules", "hostPath": { "path": "/lib/modules", "type": "" } }));
         json!({ "privileged": true, "readOnlyRootFilesystem": true })
     } else {
         json!({

@@ -132,7 +132,13 @@ fn duration_of(spec: &LeaseSpec) -> Duration {
 }
 
 /// The Lease that makes `identity` its holder from `now` on.
-fn held(before: Option<&Lease>, name: &str, identity: &str, terms: &Terms, now: Timestamp) -> Lease {
+fn held(
+    before: Option<&Lease>,
+    name: &str,
+    identity: &str,
+    terms: &Terms,
+    now: Timestamp,
+) -> Lease {
     let before_spec = before.and_then(|lease| lease.spec.clone()).unwrap_or_default();
     let metadata = before.map_or_else(
         || ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
@@ -328,7 +334,8 @@ mod tests {
     }
 
     fn terms() -> Terms {
-        Terms::new(Duration::from_secs(15), Duration::from_secs(10), Duration::from_secs(2)).unwrap()
+        Terms::new(Duration::from_secs(15), Duration::from_secs(10), Duration::from_secs(2))
+            .unwrap()
     }
 
     #[rstest]

@@ -192,7 +192,11 @@ impl Metrics {
             "Status that is to be written and is not yet",
             metrics.status_backlog.clone(),
         );
-        registry.register("leads", "1 if this replica is the one that writes", metrics.leads.clone());
+        registry.register(
+            "leads",
+            "1 if this replica is the one that writes",
+            metrics.leads.clone(),
+        );
         metrics
     }
 

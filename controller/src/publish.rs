@@ -95,12 +95,7 @@ struct Task {
 }
 
 impl Publisher {
-    pub fn new(
-        client: Client,
-        namespace: &str,
-        leadership: Leadership,
-        metrics: Metrics,
-    ) -> Self {
+    pub fn new(client: Client, namespace: &str, leadership: Leadership, metrics: Metrics) -> Self {
         Self {
             objects: Api::namespaced(client, namespace),
             leadership,
@@ -281,10 +276,7 @@ impl Publisher {
         first
     }
 
-    async fn carry_out_one(
-        &self,
-        task: Task,
-    ) -> (String, Result<ConfigMapObject, PublishError>) {
+    async fn carry_out_one(&self, task: Task) -> (String, Result<ConfigMapObject, PublishError>) {
         let Task { name, kind, change, present } = task;
         let (bytes, outcome) = match change {
             Change::Create(object) => {
@@ -293,8 +285,10 @@ impl Publisher {
             }
             Change::Patch(patch) => {
                 let bytes = patch.to_string().len();
-                let params =
-                    PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+                let params = PatchParams {
+                    field_manager: Some(FIELD_MANAGER.to_owned()),
+                    ..PatchParams::default()
+                };
                 let patch = Patch::Merge(patch);
                 (bytes, self.send(&name, self.objects.patch(&name, &params, &patch)).await)
             }
@@ -320,10 +314,8 @@ impl Publisher {
         name: &str,
         object: &ConfigMapObject,
     ) -> Result<ConfigMapObject, PublishError> {
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
+        let params =
+            PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         self.send(name, self.objects.create(&params, object)).await
     }
 
@@ -352,9 +344,8 @@ fn task(
 ) -> Option<Task> {
     let present = observed.get(name);
     let change = change(name, desired, present, scope)?;
-    let present = present.map(|object| {
-        (object.metadata.uid.clone(), object.metadata.resource_version.clone())
-    });
+    let present = present
+        .map(|object| (object.metadata.uid.clone(), object.metadata.resource_version.clone()));
     Some(Task { name: name.to_owned(), kind, change, present })
 }
 

@@ -60,7 +60,12 @@ pub enum Action {
 pub type Confirmed = BTreeMap<String, (String, i64, String)>;
 
 /// All there is to do.
-pub fn report(world: &World, resolved: &Resolved, confirmed: &Confirmed, now: Timestamp) -> Vec<Task> {
+pub fn report(
+    world: &World,
+    resolved: &Resolved,
+    confirmed: &Confirmed,
+    now: Timestamp,
+) -> Vec<Task> {
     let mut tasks = Vec::new();
     for (key, verdict) in &resolved.vips {
         let Some(vip) = world.vips().get(key) else { continue };

@@ -76,13 +76,8 @@ impl Controller {
     ) -> Self {
         let publisher =
             Publisher::new(client.clone(), namespace, leadership.clone(), metrics.clone());
-        let writer = Writer::new(
-            client.clone(),
-            namespace,
-            identity,
-            leadership.clone(),
-            metrics.clone(),
-        );
+        let writer =
+            Writer::new(client.clone(), namespace, identity, leadership.clone(), metrics.clone());
         let (reports, told) = watch::channel(Arc::default());
         let writing = tokio::spawn(writer.clone().run(told));
         let world = World::new(namespace);

@@ -157,10 +157,10 @@ impl World {
             News::Egresses(change) => keep(&mut self.egresses, change, key_of, same_object),
             News::Mappers(change) => keep(&mut self.mappers, change, key_of, same_object),
             News::Pods(change) => self.learn_pods(change),
-            News::Nodes(change) => keep(&mut self.nodes, change, |node| node.name.clone(), Node::eq),
-            News::ReplicaSets(change) => {
-                keep(&mut self.replica_sets, change, owned_key, Owned::eq)
+            News::Nodes(change) => {
+                keep(&mut self.nodes, change, |node| node.name.clone(), Node::eq)
             }
+            News::ReplicaSets(change) => keep(&mut self.replica_sets, change, owned_key, Owned::eq),
             News::Jobs(change) => keep(&mut self.jobs, change, owned_key, Owned::eq),
             News::ConfigMaps(change) => self.learn_config_maps(change),
             News::DaemonSets(change) => self.learn_daemon_sets(change),
@@ -178,7 +178,8 @@ impl World {
         if self.labels.0.len() > 2 * self.pods.len() + 100 {
             self.labels.forget_unused();
         }
-        let key = |pod: &Pod| ObjectKey { namespace: pod.namespace.clone(), name: pod.name.clone() };
+        let key =
+            |pod: &Pod| ObjectKey { namespace: pod.namespace.clone(), name: pod.name.clone() };
         keep(&mut self.pods, change, key, Pod::eq)
     }
 

@@ -91,7 +91,8 @@ fn pods_of_every_kind_of_owner_are_published() -> Result<()> {
         cluster.pod(&pod, "n1", metadata)?;
         cluster.address(&pod, &[&format!("10.244.1.{}", number + 10)])?;
     }
-    let selected = json!({ "ip": VIP, "kind": "pod", "selector": { "matchLabels": { "app": "x" } } });
+    let selected =
+        json!({ "ip": VIP, "kind": "pod", "selector": { "matchLabels": { "app": "x" } } });
     cluster.egress("egress-selector", &selected)?;
     cluster.pod("selected", "n2", &json!({ "labels": { "app": "x" } }))?;
     cluster.address("selected", &["10.244.2.10", "fd00:244::10"])?;
@@ -126,7 +127,9 @@ fn pods_of_every_kind_of_owner_are_published() -> Result<()> {
         cluster.data("podip-vip-mappings").is_some_and(|data| data.len() == owners.len() + 2)
     });
     cluster.eventually("the Egress says so", |cluster| {
-        cluster.condition("Egress", "egress-0", "Ready").is_some_and(|is| is[..2] == ["True", "Mapped"])
+        cluster
+            .condition("Egress", "egress-0", "Ready")
+            .is_some_and(|is| is[..2] == ["True", "Mapped"])
     });
 
     // A pod goes: its address goes at once, and a pod that gets it next is not mapped.
@@ -176,9 +179,8 @@ fn only_what_differs_is_written_whoever_made_the_difference() -> Result<()> {
         "vip-candidates",
         "egress-networks",
     ];
-    let versions = |cluster: &ObjectCluster| {
-        objects.map(|name| cluster.version("ConfigMap", "default", name))
-    };
+    let versions =
+        |cluster: &ObjectCluster| objects.map(|name| cluster.version("ConfigMap", "default", name));
     let before = versions(&cluster);
     let bytes = |controller: &Controller| {
         controller.metric("egress_controller_written_bytes_total{object=\"shard\"}")
@@ -293,7 +295,8 @@ fn status_says_what_is_and_is_not_written_for_nothing() -> Result<()> {
     reports(&cluster, "n2", &format!("{VIP} 2026-11-23T10:00:05Z"))?;
     cluster.eventually("held by n2", |cluster| holder(cluster) == Some(("n2".to_owned(), 1)));
     cluster.eventually("told", |cluster| {
-        events(cluster, "example-vip").is_ok_and(|events| events.contains(&"HolderMoved".to_owned()))
+        events(cluster, "example-vip")
+            .is_ok_and(|events| events.contains(&"HolderMoved".to_owned()))
     });
 
     // A spec that changes is a new generation, and a VIP that is not there is named.
@@ -346,7 +349,12 @@ fn a_vip_in_use_stays_until_no_egress_names_it() -> Result<()> {
         let vip = cluster.get("Vip", "default", "example-vip")?;
         Some(vip["metadata"]["finalizers"].as_array().cloned().unwrap_or_default())
     };
-    cluster.patch("Vip", "default", "example-vip", &json!({ "metadata": { "finalizers": ["a.test/mine"] } }))?;
+    cluster.patch(
+        "Vip",
+        "default",
+        "example-vip",
+        &json!({ "metadata": { "finalizers": ["a.test/mine"] } }),
+    )?;
     cluster.eventually("ours is there beside the other", |cluster| {
         finalizers(cluster).is_some_and(|all| all.len() == 2)
     });
@@ -360,7 +368,8 @@ fn a_vip_in_use_stays_until_no_egress_names_it() -> Result<()> {
     // It works on.
     cluster.pod("pod1b", "n2", &json!({ "labels": { "app": "x" } }))?;
     cluster.address("pod1b", &["10.244.2.9"])?;
-    let selected = json!({ "ip": VIP, "kind": "pod", "selector": { "matchLabels": { "app": "x" } } });
+    let selected =
+        json!({ "ip": VIP, "kind": "pod", "selector": { "matchLabels": { "app": "x" } } });
     cluster.egress("more", &selected)?;
     cluster.eventually("still accepted", |cluster| {
         cluster.entry("podip-vip-mappings-n2", "10.244.2.9").as_deref() == Some(VIP)
@@ -370,7 +379,12 @@ fn a_vip_in_use_stays_until_no_egress_names_it() -> Result<()> {
     cluster.eventually("only the other finalizer is left", |cluster| {
         finalizers(cluster).is_some_and(|all| all == ["a.test/mine"])
     });
-    cluster.patch("Vip", "default", "example-vip", &json!({ "metadata": { "finalizers": null } }))?;
+    cluster.patch(
+        "Vip",
+        "default",
+        "example-vip",
+        &json!({ "metadata": { "finalizers": null } }),
+    )?;
     cluster.eventually("gone", |cluster| cluster.get("Vip", "default", "example-vip").is_none());
     cluster.eventually("and with it its route id and its pods", |cluster| {
         cluster.data("vip-routeid-mappings").is_some_and(|data| data.is_empty())
@@ -467,9 +481,8 @@ fn an_api_server_that_is_away_changes_nothing() -> Result<()> {
         "vip-configmap",
         "egress-networks",
     ];
-    let versions = |cluster: &ObjectCluster| {
-        objects.map(|name| cluster.version("ConfigMap", "default", name))
-    };
+    let versions =
+        |cluster: &ObjectCluster| objects.map(|name| cluster.version("ConfigMap", "default", name));
     let before = versions(&cluster);
     for restart in [false, true] {
         server.kill()?;
@@ -523,13 +536,15 @@ fn daemon_sets_are_made_and_kept_in_line() -> Result<()> {
     assert_eq!(made["args"], json!(["--interface=eth0", "--update-interval=5s"]));
     cluster.eventually("networks are those of the EgressMapper", |cluster| {
         cluster.entry("egress-networks", "pod-subnets").as_deref() == Some("10.244.0.0/16")
-            && cluster.entry("egress-networks", "service-subnets").as_deref() == Some("10.96.0.0/12")
+            && cluster.entry("egress-networks", "service-subnets").as_deref()
+                == Some("10.96.0.0/12")
     });
 
     // Another image, a hand's edit, a hand's deletion.
     cluster.ours("EgressMapper", "example-egressmapper", &spec("localhost/kube-egress:2"))?;
     cluster.eventually("the new image", |cluster| {
-        container(cluster, "kube-egress").is_some_and(|made| made["image"] == "localhost/kube-egress:2")
+        container(cluster, "kube-egress")
+            .is_some_and(|made| made["image"] == "localhost/kube-egress:2")
     });
     let edit = json!({ "spec": { "template": { "spec": {
         "containers": [{ "name": "kube-egress", "image": "localhost/evil", "args": ["--x"] }],
@@ -548,7 +563,9 @@ fn daemon_sets_are_made_and_kept_in_line() -> Result<()> {
 
     // A new controller finds nothing to do.
     cluster.eventually("what is said of them has settled", |cluster| {
-        cluster.condition("EgressMapper", "example-egressmapper", "Ready").is_some_and(|is| is[1] == "Progressing")
+        cluster
+            .condition("EgressMapper", "example-egressmapper", "Ready")
+            .is_some_and(|is| is[1] == "Progressing")
     });
     let versions = |cluster: &ObjectCluster| {
         [

@@ -59,9 +59,9 @@ pub fn loosen(interface: &str) -> Result<bool, SysctlError> {
     // A container's own /proc/sys is read-only; its DaemonSet mounts the same settings there too.
     let mounted = Path::new("/host").join(path.strip_prefix("/").unwrap_or(&path));
     let written = fs::write(&path, "2");
-    written.or_else(|error| fs::write(mounted, "2").map_err(|_| error)).map_err(|source| {
-        SysctlError::Write { path: text(&path), value: 2, source }
-    })?;
+    written
+        .or_else(|error| fs::write(mounted, "2").map_err(|_| error))
+        .map_err(|source| SysctlError::Write { path: text(&path), value: 2, source })?;
     Ok(true)
 }
 

@@ -40,7 +40,10 @@ fn env(set: &DaemonSet, name: &str) -> Option<String> {
 #[test]
 fn selectors_are_those_that_were_published_and_fit_the_pods() {
     let [agent, keepalived] = both(images());
-    assert_eq!(agent.object["spec"]["selector"], json!({ "matchLabels": { "app": "kube-egress" } }));
+    assert_eq!(
+        agent.object["spec"]["selector"],
+        json!({ "matchLabels": { "app": "kube-egress" } })
+    );
     assert_eq!(
         keepalived.object["spec"]["selector"],
         json!({ "matchLabels": { "name": "kube-keepalived-vip" } })
@@ -99,8 +102,8 @@ fn only_gateways_run_keepalived_and_every_node_an_agent() {
     });
     let [agent, keepalived] = both(with("gatewaySelector", selector));
     assert_eq!(agent.object["spec"]["template"]["spec"].get("affinity"), None);
-    let terms = &keepalived.object["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
-        ["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
+    let terms = &keepalived.object["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        ["nodeSelectorTerms"];
     assert_eq!(
         terms,
         &json!([{ "matchExpressions": [

@@ -20,16 +20,15 @@ pub fn status(
 ) -> EgressMapperStatus {
     let MapperVerdict { accepted, counts, gateways } = verdict;
     let generation = object.metadata.generation;
-    let mut conditions =
-        present(object.status.as_ref().map(|status| &status.conditions));
+    let mut conditions = present(object.status.as_ref().map(|status| &status.conditions));
     say(&mut conditions, accepted, generation, now);
     let (holds, reason, message) = ready(sets, world);
     let statement = Statement { condition: READY, holds, reason, message: &message };
     state(&mut conditions, &statement, generation, now);
     let nodes = world.nodes().len();
-    let in_sync = world.nodes().filter(|node| {
-        world.reports().get(&node.name).is_some_and(|report| report.synced)
-    });
+    let in_sync = world
+        .nodes()
+        .filter(|node| world.reports().get(&node.name).is_some_and(|report| report.synced));
     ours(EgressMapperStatus {
         observed_generation: generation,
         gateways: counts.then(|| count(*gateways)),

@@ -29,10 +29,7 @@ macro_rules! status {
 
 status!(VipStatus, &[vip::condition::ACCEPTED, vip::condition::HELD, vip::condition::IN_USE]);
 status!(EgressStatus, &[egress::condition::READY]);
-status!(
-    EgressMapperStatus,
-    &[egress_mapper::condition::ACCEPTED, egress_mapper::condition::READY]
-);
+status!(EgressMapperStatus, &[egress_mapper::condition::ACCEPTED, egress_mapper::condition::READY]);
 
 /// What of a status is ours: without the conditions of others, in a fixed order.
 pub fn ours<S: Status>(mut status: S) -> S {

@@ -80,10 +80,8 @@ impl Writer {
         leadership: Leadership,
         metrics: Metrics,
     ) -> Self {
-        let reporter = Reporter {
-            controller: FIELD_MANAGER.to_owned(),
-            instance: Some(identity.to_owned()),
-        };
+        let reporter =
+            Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(identity.to_owned()) };
         Self {
             recorder: Recorder::new(client.clone(), reporter),
             client,
@@ -311,7 +309,8 @@ fn remember(
             };
             complaints.remove(&target);
             let versions = before.into_iter().chain(after).collect();
-            let wait = if matches!(target, Target::Finalizers(_)) { Duration::ZERO } else { BETWEEN };
+            let wait =
+                if matches!(target, Target::Finalizers(_)) { Duration::ZERO } else { BETWEEN };
             last.insert(target, Last { at, wait, done: Some((action, versions)) });
         }
         Err(failure) => {

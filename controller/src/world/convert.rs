@@ -81,7 +81,10 @@ pub fn daemon_set(object: DaemonSetObject) -> Option<SeenDaemonSet> {
         uid: metadata.uid?,
         generation: metadata.generation.unwrap_or_default(),
         digest: metadata.annotations.and_then(|mut notes| notes.remove(DIGEST)),
-        owner: owners.into_iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid),
+        owner: owners
+            .into_iter()
+            .find(|owner| owner.controller == Some(true))
+            .map(|owner| owner.uid),
         terminating: metadata.deletion_timestamp.is_some(),
         observed_generation: status.observed_generation,
         desired_pods: status.desired_number_scheduled,
