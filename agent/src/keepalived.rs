@@ -19,6 +19,8 @@ mod tracked;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant as Clock};
 
 use shared::Vip;
@@ -39,11 +41,12 @@ pub use self::supervisor::{Supervisor, SupervisorError};
 use self::tracked::Tracked;
 use crate::kernel::KernelError;
 use crate::kernel::addresses::remove_vip;
+use crate::kernel::conntrack::Conntrack;
 use crate::kernel::links::read_node_facts;
 use crate::kernel::notifications::{Interest, Notice, Notifications, OwnPorts};
 use crate::kernel::route_socket::RouteSocket;
 use crate::kernel::vrrp::VrrpSocket;
-use crate::routing::Ownership;
+use crate::routing::{MarkMask, Ownership};
 use crate::sources::{Batch, Source};
 
 /// How often interfaces are looked at, and what failed is tried again.
@@ -85,6 +88,8 @@ struct Work {
     /// Without it: the right to is missing.
     ear: Option<VrrpSocket>,
     kernel: RouteSocket,
+    conntrack: Conntrack,
+    agent_answers: Arc<AtomicBool>,
     has_read: bool,
     /// It is handing over its VIPs, and ends by then.
     stop_by: Option<Instant>,
@@ -106,8 +111,11 @@ impl Launcher {
             warn!("cannot hear other nodes ({error}); add the capability NET_RAW");
         });
         let (sender, mut verdict) = watch::channel::<Verdict>(None);
+        let agent_answers = Arc::new(AtomicBool::new(agent.is_none()));
         match agent {
-            Some(addr) => drop(tokio::spawn(watch_agent(addr, sender.clone()))),
+            Some(addr) => {
+                drop(tokio::spawn(watch_agent(addr, sender.clone(), Arc::clone(&agent_answers))));
+            }
             None => drop(sender.send_replace(Some(Ok(())))),
         }
         let tracked = Tracked::open(supervisor.file("priorities"))?;
@@ -116,6 +124,8 @@ impl Launcher {
             // What is known of the agent is what was known before, when keepalived runs already.
             standing: None,
             ear: ear.ok(),
+            conntrack: Conntrack::open().map_err(KernelError::from)?,
+            agent_answers,
             has_read: false,
             stop_by: None,
             told: BTreeSet::new(),
@@ -154,7 +164,7 @@ impl Launcher {
                             work.state.learn(changes);
                         }
                         Err(error) => {
-                            warn!("{:#}", anyhow::Error::from(error));
+                            warn!("{}", told(&error));
                             read_at = Instant::now() + BEFORE_READING;
                         }
                     }
@@ -220,7 +230,7 @@ impl Work {
         }
         self.standing = Some(standing);
         if let Err(error) = self.tracked.say(render::STANDING, standing.adds()) {
-            error!("{:#}", anyhow::Error::from(error));
+            error!("{}", told(&error));
         }
     }
 
@@ -252,7 +262,7 @@ impl Work {
                 self.write_places();
                 match self.supervisor.start().await {
                     Ok(()) => drop(self.metrics.starts.inc()),
-                    Err(error) => error!("{:#}", anyhow::Error::from(error)),
+                    Err(error) => error!("{}", told(&error)),
                 }
             }
             Event::Reloaded => {
@@ -288,15 +298,32 @@ impl Work {
         let facts = read_node_facts(&self.kernel).await?;
         let before = self.state.held().clone();
         self.state.look(facts);
+        let marks = MarkMask::default();
+        let mut wrong = BTreeSet::new();
         for vip in self.state.held().difference(&before) {
             info!("VIP {vip} is here");
             self.metrics.gained.inc();
+            wrong.extend(self.state.route_id(*vip).map(|id| marks.away(id)));
         }
         for vip in before.difference(self.state.held()) {
             info!("VIP {vip} has left");
             self.metrics.lost.inc();
+            wrong.extend(self.state.route_id(*vip).map(|id| marks.here(id)));
+        }
+        if !wrong.is_empty() && !self.agent_answers.load(Ordering::Relaxed) {
+            self.rebind(&wrong, marks);
         }
         Ok(())
+    }
+
+    /// Does what the agent does when a VIP comes or goes, while it cannot: connections that were decided otherwise are
+    /// decided anew, in the rules that it has left.
+    fn rebind(&mut self, wrong: &BTreeSet<u32>, marks: MarkMask) {
+        let outcome =
+            self.conntrack.delete_where(|entry| wrong.contains(&(entry.mark & marks.mask())));
+        if let Err(error) = outcome {
+            error!("{}", told(&error));
+        }
     }
 
     /// What keepalived has left behind: it does not run.
@@ -308,7 +335,7 @@ impl Work {
     async fn remove(&self, vips: &BTreeSet<Vip>) {
         for (vip, device) in self.state.places_of(vips) {
             if let Err(error) = remove_vip(&self.kernel, vip, device).await {
-                error!("{:#}", anyhow::Error::from(error));
+                error!("{}", told(&error));
             }
         }
     }
@@ -316,7 +343,7 @@ impl Work {
     fn write_places(&mut self) {
         for (vip, adds) in self.state.adds() {
             if let Err(error) = self.tracked.say(&render::file_of(vip), adds.into()) {
-                error!("{:#}", anyhow::Error::from(error));
+                error!("{}", told(&error));
             }
         }
     }
@@ -336,7 +363,7 @@ impl Work {
             match self.state.render(&self.settings, self.tracked.directory()) {
                 Some(text) => {
                     if let Err(error) = self.supervisor.want(text) {
-                        faults.others.push(format!("{:#}", anyhow::Error::from(error)));
+                        faults.others.push(told(&error));
                     }
                 }
                 None if self.supervisor.accepted().is_some() => {

@@ -1,6 +1,8 @@
 //! Whether the agent of this node does its work, asked often enough that one that hangs is noticed.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,16 +19,21 @@ const ANSWERED_WITHIN: Duration = Duration::from_millis(400);
 const GRACE: Duration = Duration::from_secs(3);
 
 /// What is known of the agent; the error says what is wrong.
-pub type Verdict = Option<Result<(), String>>;
+pub(super) type Verdict = Option<Result<(), String>>;
 
-/// Asks until nobody listens any more.
-pub async fn watch_agent(addr: SocketAddr, verdict: watch::Sender<Verdict>) {
+/// Asks until nobody listens any more. `answers` is the last answer, of which the verdict makes allowance for a while.
+pub(super) async fn watch_agent(
+    addr: SocketAddr,
+    verdict: watch::Sender<Verdict>,
+    answers: Arc<AtomicBool>,
+) {
     let mut good_until = Instant::now() + GRACE;
     while !verdict.is_closed() {
         let answer = match timeout(ANSWERED_WITHIN, ask(addr)).await {
             Ok(answer) => answer,
             Err(_) => Err("no answer in time".to_owned()),
         };
+        answers.store(answer.is_ok(), Ordering::Relaxed);
         let news = match answer {
             Ok(()) => {
                 good_until = Instant::now() + GRACE;
@@ -74,6 +81,7 @@ async fn get(addr: SocketAddr, path: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::registry::Registry;
     use shared::telemetry::{Health, listen, serve};
     use tokio_util::sync::CancellationToken;
 
@@ -84,9 +92,9 @@ mod tests {
         let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (health, shutdown) = (Health::new(Duration::from_mins(1)), CancellationToken::new());
-        tokio::spawn(serve(listener, Default::default(), health.clone(), shutdown.clone()));
+        tokio::spawn(serve(listener, Registry::default(), health.clone(), shutdown.clone()));
         let (sender, mut verdict) = watch::channel(None);
-        tokio::spawn(watch_agent(addr, sender));
+        tokio::spawn(watch_agent(addr, sender, Arc::default()));
         let started = Instant::now();
         assert!(verdict.wait_for(Option::is_some).await.unwrap().as_ref().unwrap().is_err());
         assert!(started.elapsed() >= GRACE);

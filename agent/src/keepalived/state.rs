@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant as Clock};
 
-use shared::Vip;
 use shared::mappings::Change;
+use shared::{RouteId, Vip};
 use tokio::time::Instant;
 
 use super::config::{Instance, Objects, Settings, Wanted};
@@ -60,6 +60,10 @@ impl State {
         self.facts = facts;
         self.held = self.facts.held(self.ours.iter().copied());
         self.ours.retain(|vip| self.instances.contains_key(vip) || self.held.contains(vip));
+    }
+
+    pub(super) fn route_id(&self, vip: Vip) -> Option<RouteId> {
+        self.instances.get(&vip).map(|instance| instance.route_id)
     }
 
     /// VIPs of ours that are on this node.

@@ -7,25 +7,25 @@ use std::path::{Path, PathBuf};
 use super::supervisor::SupervisorError;
 
 /// The directory of these files.
-pub struct Tracked {
+pub(super) struct Tracked {
     directory: PathBuf,
     written: BTreeMap<String, i16>,
 }
 
 impl Tracked {
     /// Makes the directory. Files that are there already count until they are written.
-    pub fn open(directory: PathBuf) -> Result<Self, SupervisorError> {
+    pub(super) fn open(directory: PathBuf) -> Result<Self, SupervisorError> {
         std::fs::create_dir_all(&directory)
             .map_err(|source| SupervisorError::Write { path: directory.clone(), source })?;
         Ok(Self { directory, written: BTreeMap::new() })
     }
 
-    pub fn directory(&self) -> &Path {
+    pub(super) fn directory(&self) -> &Path {
         &self.directory
     }
 
     /// Has that file say that number.
-    pub fn say(&mut self, name: &str, number: i16) -> Result<(), SupervisorError> {
+    pub(super) fn say(&mut self, name: &str, number: i16) -> Result<(), SupervisorError> {
         if self.written.get(name) == Some(&number) {
             return Ok(());
         }
@@ -38,7 +38,7 @@ impl Tracked {
     }
 
     /// Removes the files of ours that are of no more use.
-    pub fn keep_only(&mut self, wanted: impl Fn(&str) -> bool) {
+    pub(super) fn keep_only(&mut self, wanted: impl Fn(&str) -> bool) {
         self.written.retain(|name, _| {
             let keep = wanted(name);
             if !keep {
