@@ -48,11 +48,11 @@ pub enum Command {
 /// How to run keepalived.
 #[derive(Debug, Args)]
 pub struct Keepalived {
-    /// Where VIPs come from in a pod: the ConfigMap vip-configmap and its siblings in that namespace.
+    /// Where VIPs come from: the ConfigMap vip-configmap and its siblings in that namespace.
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = namespace_of_vips,
           conflicts_with = "vips_dir")]
     pub services_configmap: Option<String>,
-    /// Where VIPs come from else: one sub-directory per ConfigMap, one file per key.
+    /// Where VIPs come from without an API server: one sub-directory per ConfigMap, one file per key.
     #[arg(id = "vips_dir", long = "mappings-dir", value_name = "DIR", env = "EGRESS_MAPPINGS_DIR")]
     pub mappings_dir: Option<PathBuf>,
     /// The name of this node, as the cluster calls it; by default the host's name.
@@ -62,7 +62,7 @@ pub struct Keepalived {
     #[arg(id = "vips_interface", long = "interface", value_name = "IF", env = "INTERFACE_NAME")]
     pub interface: Option<String>,
     /// Between two adverts, in milliseconds: tens, from 10 to 40950. By default 100 where keepalived
-    /// may raise its priority (CAP_SYS_NICE), else 200: there a busy node would be late.
+    /// may raise its priority (capability `SYS_NICE`), else 200: there a busy node would be late.
     #[arg(long, value_name = "N", value_parser = advert_interval, env = "ADVERT_INTERVAL_MS")]
     pub advert_interval_ms: Option<Duration>,
     /// All nodes, for adverts that are sent to each of them instead of a multicast group, where the
@@ -110,13 +110,14 @@ pub struct Action {
 /// How to run.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// Where mappings come from: one sub-directory per ConfigMap, one file per key; by default, in a
-    /// pod or with KUBECONFIG set, the API server.
+    /// Where mappings come from: one sub-directory per ConfigMap, one file per key.
+    ///
+    /// Without it they come from the API server: in a pod, or with KUBECONFIG set.
     #[arg(long, value_name = "DIR", env = "EGRESS_MAPPINGS_DIR")]
     pub mappings_dir: Option<PathBuf>,
-    /// The namespace of the ConfigMaps, and of the agent's DaemonSet.
-    #[arg(long, value_name = "NAME", default_value = "default", env = "POD_NAMESPACE")]
-    pub namespace: String,
+    /// The namespace of the ConfigMaps, and of the agent's DaemonSet; "default" if none is given.
+    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE")]
+    pub namespace: Option<String>,
     /// The agent's DaemonSet: when it is being deleted, SIGTERM has everything of ours removed.
     #[arg(long, value_name = "NAME", default_value = "kube-egress")]
     pub daemon_set: String,
@@ -179,6 +180,11 @@ impl Run {
     /// The node's name: as given, else the host's.
     pub fn node_name(&self) -> String {
         given(self.node_name.as_ref()).unwrap_or_else(host_name)
+    }
+
+    /// The namespace on the API server.
+    pub fn namespace(&self) -> String {
+        given(self.namespace.as_ref()).unwrap_or_else(|| "default".to_owned())
     }
 }
 
@@ -323,14 +329,14 @@ mod tests {
     }
 
     #[rstest]
-    #[case("http://127.0.0.1:9797", Some(Some("127.0.0.1:9797")))]
-    #[case("http://[::1]:9797/", Some(Some("[::1]:9797")))]
-    #[case("", Some(None))]
+    #[case("http://127.0.0.1:9797", Some("127.0.0.1:9797"))]
+    #[case("http://[::1]:9797/", Some("[::1]:9797"))]
     #[case("127.0.0.1:9797", None)]
     #[case("http://localhost:9797", None)]
-    fn the_agent_is_asked_at_an_address(#[case] text: &str, #[case] addr: Option<Option<&str>>) {
-        let expected = addr.map(|addr| AgentUrl(addr.map(|addr| addr.parse().unwrap())));
+    fn the_agent_is_asked_at_an_address(#[case] text: &str, #[case] addr: Option<&str>) {
+        let expected = addr.map(|addr| AgentUrl(Some(addr.parse().unwrap())));
         assert_eq!(agent_url(text).ok(), expected);
+        assert_eq!(agent_url(""), Ok(AgentUrl(None)));
     }
 
     #[rstest]

@@ -221,7 +221,7 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
     let directory = cli.run.mappings_dir.as_deref();
     let api_server = match directory {
         Some(_) => None,
-        None if ApiServer::is_offered() => Some(ApiServer::find(&cli.run.namespace).await?),
+        None if ApiServer::is_offered() => Some(ApiServer::find(&cli.run.namespace()).await?),
         None => return Err(Refusal::NoSource.into()),
     };
     need_nft(&cli.kernel.nft)?;

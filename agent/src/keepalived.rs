@@ -241,11 +241,10 @@ impl Work {
             Some(Err(_)) => Standing::Unhealthy,
         };
         self.metrics.agent_ready.set(i64::from(standing == Standing::Healthy));
-        match verdict {
-            Some(Err(why)) => {
-                warn!("the agent of this node is not ready, so other nodes are better: {why}");
-            }
-            _ => info!("the agent of this node is ready"),
+        if let Some(Err(why)) = verdict {
+            warn!("the agent of this node is not ready, so other nodes are better: {why}");
+        } else {
+            info!("the agent of this node is ready");
         }
         self.stand(standing);
     }

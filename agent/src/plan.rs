@@ -177,15 +177,21 @@ pub fn plan(
     steps.extend(backstops.into_iter().chain(ways).map(Step::AddRoute));
     steps.extend(new_rules.into_iter().map(Step::AddRule));
 
-    let (table_steps, touched) = tables::steps(desired, observed, touched, loaded);
+    // Without either table connections were made as if nothing were mapped.
+    let sessions = observed.main.is_none() && observed.guard.is_none() && observed.places.is_some();
+    let (mut table_steps, touched) = tables::steps(desired, observed, touched, loaded);
+    let tables::Touched { changed, mut guarded, guard_first } = touched;
+    if let Some(complete) = guard_first.filter(|_| observed.places.is_some()) {
+        // The guard lets pass what began before it. What did while there was no table either is
+        // not let wait for the other one: that is as long again.
+        let step = Step::ForgetUndecided { pods: guarded.clone(), sessions };
+        table_steps.insert(complete, step);
+    }
     steps.extend(table_steps);
-    let tables::Touched { changed, mut guarded } = touched;
     if observed.places.is_none() {
         // An agent before this one may have died between mapping a pod and this step.
         guarded.extend(pods.keys());
     }
-    // Without either table connections were made as if nothing were mapped.
-    let sessions = observed.main.is_none() && observed.guard.is_none() && observed.places.is_some();
     let undecided: BTreeSet<PodIp> = if sessions {
         pods.keys().copied().collect()
     } else {

@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use shared::Vip;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// How many nodes are named for a VIP: with more, the object would outgrow its limit of 1 MiB.
 pub const MOST: usize = 32;
@@ -52,7 +52,8 @@ fn spread<'a>(
         }
     }
     for vip in homeless {
-        let least = held.iter_mut().min_by_key(|(node, vips)| (vips.len(), worse(vip, node)));
+        let dislikes = dislikes(vip);
+        let least = held.iter_mut().min_by_key(|(node, vips)| (vips.len(), dislikes(node)));
         if let Some((_, vips)) = least {
             vips.insert(vip);
         }
@@ -70,7 +71,7 @@ fn even_out(held: &mut BTreeMap<&str, BTreeSet<Vip>>) {
         if many.len() <= few.len() + 1 {
             return;
         }
-        let Some(vip) = many.iter().copied().min_by_key(|&vip| (worse(vip, empty), vip)) else {
+        let Some(vip) = many.iter().copied().min_by_key(|&vip| (dislikes(vip)(empty), vip)) else {
             return;
         };
         for (node, vips) in held.iter_mut() {
@@ -85,7 +86,8 @@ fn even_out(held: &mut BTreeMap<&str, BTreeSet<Vip>>) {
 
 /// The best of these nodes for the VIP, best first, at most [`MOST`].
 fn best<'a>(vip: Vip, nodes: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut rated: Vec<_> = nodes.map(|node| (worse(vip, node), node)).collect();
+    let dislikes = dislikes(vip);
+    let mut rated: Vec<_> = nodes.map(|node| (dislikes(node), node)).collect();
     if rated.len() > MOST {
         rated.select_nth_unstable(MOST);
         rated.truncate(MOST);
@@ -94,9 +96,10 @@ fn best<'a>(vip: Vip, nodes: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     rated.into_iter().map(|(_, node)| node).collect()
 }
 
-/// How little the node suits the VIP: a number that only the two decide.
-fn worse(vip: Vip, node: &str) -> u64 {
-    xxh3_64(format!("{vip} {node}").as_bytes())
+/// How little each node suits the VIP: numbers that only the two decide.
+fn dislikes(vip: Vip) -> impl Fn(&str) -> u64 {
+    let seed = xxh3_64(vip.to_string().as_bytes());
+    move |node| xxh3_64_with_seed(node.as_bytes(), seed)
 }
 
 #[cfg(test)]

@@ -8,13 +8,13 @@ use shared::telemetry::LogFormat;
 
 use crate::leader::{InvalidTerms, Terms};
 
-/// Turns Vips and Egresses into the ConfigMaps that agents read, and keeps their DaemonSets.
+/// Turns Vips and Egresses into what agents read, and keeps agents and keepalived running.
 ///
 /// Finds the API server as kubectl does, or in a pod by its service account. Runs until SIGTERM.
 #[derive(Debug, Parser)]
 #[command(name = "controller", version, max_term_width = 100)]
 pub struct Cli {
-    /// The namespace of Vips, EgressMappers, ConfigMaps and DaemonSets: the one it runs in.
+    /// The namespace whose Vips count, and of all that it writes: the one it runs in.
     #[arg(long, value_name = "NAMESPACE", default_value = "default", value_parser = name,
           env = "POD_NAMESPACE")]
     pub namespace: String,

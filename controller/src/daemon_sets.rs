@@ -77,7 +77,7 @@ fn works_here<'a>(image: &'a str, field: &'static str) -> Result<&'a str, Unusab
     let is = |known: &&str| {
         repository.strip_suffix(*known).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'))
     };
-    if unusable.iter().any(|known| is(&known)) {
+    if unusable.iter().any(|known| is(known)) {
         Err(Unusable::Predecessor { field, image: image.to_owned() })
     } else {
         Ok(image)
@@ -157,7 +157,9 @@ fn keepalived(spec: &EgressMapperSpec, image: &str, namespace: &str) -> Parts {
     // kube-keepalived-vip images of others know no flags of ours, and pass over the environment.
     let mut env = environment();
     let interface = text(spec.interface_name.as_deref()).map(str::to_owned);
-    let advert = spec.advert_interval_millis.map(|millis| millis.to_string());
+    // keepalived counts in hundredths of a second.
+    let advert = spec.advert_interval_millis.map(|millis| (millis / 10 * 10).clamp(10, 40_950));
+    let advert = advert.map(|millis| millis.to_string());
     for (name, value) in [("INTERFACE_NAME", interface), ("ADVERT_INTERVAL_MS", advert)] {
         env.extend(value.map(|value| json!({ "name": name, "value": value })));
     }

@@ -79,7 +79,7 @@ impl Leadership {
     /// Waits for news of the election; renewals are news, too. Ends never if there will be none.
     pub async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
@@ -381,9 +381,9 @@ mod tests {
         assert_eq!(Terms::new(duration, deadline, retry).map(|_| ()), expected);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn leadership_ends_by_itself() {
-        let (sender, receiver) = watch::channel(Some(Instant::now() + Duration::from_secs(10)));
+        let (sender, receiver) = watch::channel(Some(Instant::now() + Duration::from_millis(300)));
         let leadership = Leadership(receiver);
         assert!(leadership.leads());
         assert_eq!(leadership.during(async { 1 }).await, Some(1));

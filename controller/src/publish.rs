@@ -40,6 +40,9 @@ const AGGREGATE_EVERY: Duration = Duration::from_secs(1);
 /// object that vanishes, so each of them has to have seen it empty.
 const KEEP_EMPTY: Duration = Duration::from_mins(15);
 
+/// The longest value of a label; names of nodes may be longer.
+const LONGEST_LABEL: usize = 63;
+
 /// Pod IP → VIP of the pods on one node; `None` holds the pod.
 pub type Shard = BTreeMap<PodIp, Option<Vip>>;
 
@@ -61,6 +64,8 @@ pub enum PublishError {
     NotLeading,
     #[error("{object} has changed meanwhile; the next pass sees how")]
     Outdated { object: String },
+    #[error("{object} was deleted meanwhile; the next pass makes it again")]
+    Missing { object: String },
     #[error("cannot write {object}: the API server does not answer")]
     NoAnswer { object: String },
     #[error("cannot write {object}")]
@@ -114,13 +119,13 @@ impl Publisher {
         wanted: &Wanted,
         observed: &mut ConfigMaps,
     ) -> Result<Option<Instant>, PublishError> {
-        let before = self.common(wanted, observed, Scope::Additions);
+        let before = Self::common(wanted, observed, Scope::Additions);
         let added = self.carry_out(before, observed).await;
         let shards = self.shards(wanted, observed);
         self.carry_out(shards, observed).await?;
         self.confirm(wanted, observed);
         // Only now does no pod name what goes.
-        let after = self.common(wanted, observed, Scope::All);
+        let after = Self::common(wanted, observed, Scope::All);
         self.carry_out(after, observed).await?;
         added?;
         self.refresh_aggregate(wanted, observed).await?;
@@ -128,7 +133,7 @@ impl Publisher {
     }
 
     /// The objects that all nodes read.
-    fn common(&self, wanted: &Wanted, observed: &ConfigMaps, scope: Scope) -> Vec<Task> {
+    fn common(wanted: &Wanted, observed: &ConfigMaps, scope: Scope) -> Vec<Task> {
         let vips = wanted.route_ids.keys();
         let vips = vips.map(|vip| (config_map::key(vip.addr()), String::new())).collect();
         let networks = wanted.networks.as_ref().map(config_map::encode_networks);
@@ -266,10 +271,10 @@ impl Publisher {
                 Ok(object) => observed.written(object),
                 Err(error) => {
                     debug!("{error}");
-                    if is_missing(&error) {
+                    if matches!(error, PublishError::Missing { .. }) {
                         observed.deleted(&name);
                     }
-                    first = first.and(Err(outdated(&name, error)));
+                    first = first.and(Err(error));
                 }
             }
         }
@@ -302,9 +307,18 @@ impl Publisher {
                 (0, deleted.and(Err(next)))
             }
         };
-        if outcome.is_ok() {
-            info!(bytes, "wrote {name}");
-            self.metrics.wrote(kind, bytes);
+        match &outcome {
+            Ok(_) => {
+                info!(bytes, "wrote {name}");
+                self.metrics.wrote(kind, bytes);
+            }
+            // Nothing is wrong: the next pass sees what it is now.
+            Err(
+                PublishError::Outdated { .. }
+                | PublishError::Missing { .. }
+                | PublishError::NotLeading,
+            ) => {}
+            Err(_) => self.metrics.failed(kind),
         }
         (name, outcome)
     }
@@ -329,6 +343,12 @@ impl Publisher {
         match self.leadership.during(timeout(PATIENCE, request)).await {
             None => Err(PublishError::NotLeading),
             Some(Err(_)) => Err(PublishError::NoAnswer { object }),
+            Some(Ok(Err(kube::Error::Api(status)))) if status.code == 404 => {
+                Err(PublishError::Missing { object })
+            }
+            Some(Ok(Err(kube::Error::Api(status)))) if status.code == 409 => {
+                Err(PublishError::Outdated { object })
+            }
             Some(Ok(Err(source))) => Err(PublishError::Write { object, source }),
             Some(Ok(Ok(answer))) => Ok(answer),
         }
@@ -351,7 +371,10 @@ fn task(
 
 fn labels(node: Option<&str>) -> BTreeMap<String, String> {
     let ours = (MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned());
-    let node = node.map(|node| (NODE_LABEL.to_owned(), node.to_owned()));
+    // The value is for people: readers ask for the label, whatever its value.
+    let value =
+        |node: &str| if node.len() > LONGEST_LABEL { String::new() } else { node.to_owned() };
+    let node = node.map(|node| (NODE_LABEL.to_owned(), value(node)));
     [ours].into_iter().chain(node).collect()
 }
 
@@ -361,19 +384,4 @@ fn gone<'a>(wanted: &'a Wanted, observed: &'a ConfigMaps) -> impl Iterator<Item 
         .names()
         .filter_map(|name| name.strip_prefix(PODS_OF_NODE_PREFIX))
         .filter(|node| !wanted.shards.contains_key(*node))
-}
-
-fn is_missing(error: &PublishError) -> bool {
-    matches!(error, PublishError::Write { source: kube::Error::Api(status), .. } if status.code == 404)
-}
-
-fn outdated(name: &str, error: PublishError) -> PublishError {
-    match error {
-        PublishError::Write { source: kube::Error::Api(status), .. }
-            if matches!(status.code, 404 | 409) =>
-        {
-            PublishError::Outdated { object: name.to_owned() }
-        }
-        other => other,
-    }
 }

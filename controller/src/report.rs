@@ -153,3 +153,6 @@ fn applied(set: &DaemonSet, world: &World, confirmed: &Confirmed) -> Option<Task
     }
     Some(Task { target: Target::DaemonSet(set.name), action: Action::Apply(set.clone()) })
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,8 +107,7 @@ fn assign(observed: &Observed, claims: &[Claim<'_>], addresses: &Addresses<'_>) 
         let deciding = Deciding::among(&places, claims);
         let mut published = Vec::new();
         if let Some(node) = pod.node.as_deref().filter(|_| can_be_mapped(pod)) {
-            let mapping = |ip| Some((ip, deciding.mapping(ip, claims)?));
-            published.extend(addresses.of(pod).filter_map(mapping));
+            published.extend(addresses.of(pod).filter_map(|ip| deciding.mapping(ip, claims)));
             if !published.is_empty() {
                 shards.entry(node).or_default().extend(published.iter().copied());
             }

@@ -33,6 +33,8 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 /// How long news are collected before a pass, at least and at most: half the time of the pass
 /// before, so that a large cluster in turmoil does not cost all of a processor.
 const SETTLE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(20));
+/// How long after a pass another one is made although there is no news.
+const LOOK_AGAIN: Duration = Duration::from_mins(1);
 /// How often the loop turns at least, to show that it does.
 const BEAT: Duration = Duration::from_secs(10);
 /// How many news may wait; those who follow objects wait then.
@@ -107,7 +109,8 @@ impl Controller {
         let mut complaint = String::new();
         loop {
             self.health.beat();
-            let wake = due.at.map_or(Instant::now() + BEAT, |at| at.min(Instant::now() + BEAT));
+            let events = [due.at, self.leadership.until()].into_iter().flatten();
+            let wake = events.fold(Instant::now() + BEAT, Instant::min);
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
@@ -118,7 +121,12 @@ impl Controller {
                 () = self.leadership.changed() => {}
                 () = sleep_until(wake) => {}
             }
-            self.pass_if_due(&mut due, &mut complaint).await;
+            tokio::select! {
+                biased;
+                // What is under way then is either written or not; the next leader sees which.
+                () = shutdown.cancelled() => return,
+                () = self.pass_if_due(&mut due, &mut complaint) => {}
+            }
         }
     }
 
@@ -156,6 +164,7 @@ impl Controller {
             due.pass = true;
         }
         if !leads && due.led {
+            info!("does not lead any more, and writes nothing until it does");
             self.reports.send_replace(Arc::default());
         }
         due.led = leads;
@@ -167,7 +176,8 @@ impl Controller {
         due.at = None;
         match self.pass(due).await {
             Ok(next) => {
-                due.at = next;
+                let again = Instant::now() + LOOK_AGAIN;
+                due.at = Some(next.map_or(again, |next| next.min(again)));
                 due.retry = FIRST_RETRY;
                 complaint.clear();
                 if let Some(since) = due.since.take() {

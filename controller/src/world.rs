@@ -2,7 +2,7 @@
 
 mod convert;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use shared::config_map::{self, NODE_REPORT_PREFIX, NodeReport};
@@ -106,19 +106,19 @@ pub struct World {
 
 /// Equal sets of labels are kept once: the pods of an owner have the same.
 #[derive(Debug, Default)]
-struct Labels(HashMap<Arc<BTreeMap<String, String>>, ()>);
+struct Labels(HashSet<Arc<BTreeMap<String, String>>>);
 
 impl Labels {
     fn share(&mut self, labels: &mut Arc<BTreeMap<String, String>>) {
-        if let Some((known, ())) = self.0.get_key_value(&**labels) {
+        if let Some(known) = self.0.get(&**labels) {
             *labels = known.clone();
         } else {
-            self.0.insert(labels.clone(), ());
+            self.0.insert(labels.clone());
         }
     }
 
     fn forget_unused(&mut self) {
-        self.0.retain(|labels, ()| Arc::strong_count(labels) > 1);
+        self.0.retain(|labels| Arc::strong_count(labels) > 1);
     }
 }
 

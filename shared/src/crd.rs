@@ -4,6 +4,8 @@
 //! rules must not hide all others. What admission cannot see is judged by the controller.
 
 #![expect(unreachable_pub, reason = "the derive of a schema copies its struct into a function")]
+#![expect(clippy::doc_markdown, reason = "kubectl shows the descriptions of fields as they are")]
+#![expect(clippy::duplicated_attributes, reason = "printer columns have the same attributes")]
 
 pub mod conditions;
 pub mod egress;

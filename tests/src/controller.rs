@@ -53,7 +53,8 @@ impl Controller {
         })
     }
 
-    /// Starts a controller as `system:masters`, called `name`; see [`Controller::wait_ready`].
+    /// Starts a controller called `name`, with the rights that it is deployed with; see
+    /// [`Controller::wait_ready`] and [`ObjectCluster::prepare`].
     pub fn start(server: &ApiServer, namespace: &str, name: &str) -> Result<Self> {
         // Times for tests: a lead passes on in seconds.
         let lease = ["--lease-duration=4", "--renew-deadline=3", "--retry-period=1"];
@@ -69,13 +70,18 @@ impl Controller {
     ) -> Result<Self> {
         let logs = tempfile::tempdir().context("cannot make a directory for logs")?;
         let log = File::create(logs.path().join("controller.log"))?;
+        // Asked for once: a controller may be started while the server is away.
+        let kubeconfig = server.kubeconfig().with_file_name("controller.conf");
+        if !kubeconfig.exists() {
+            server.kubeconfig_of("controller", &server.token("default", "egress-mapper", None)?)?;
+        }
         let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
         let child = server.host().spawn(
             Command::new(Self::program()?)
                 .args(["--namespace", namespace, "--listen", &format!("127.0.0.1:{port}")])
                 .args(["--identity", name])
                 .args(arguments)
-                .env("KUBECONFIG", server.kubeconfig())
+                .env("KUBECONFIG", kubeconfig)
                 .env_remove("HTTPS_PROXY")
                 .env(
                     "RUST_LOG",

@@ -12,8 +12,8 @@ use crate::kubernetes::{KubeCluster, KubeNode};
 use crate::shell::{Shell, repository};
 
 const IMAGES: [&str; 3] = ["egress-mapper", "kube-egress", "kube-keepalived-vip"];
-const BUILT_WITHIN: Duration = Duration::from_secs(180);
-const MAPPED_WITHIN: Duration = Duration::from_secs(60);
+const BUILT_WITHIN: Duration = Duration::from_mins(3);
+const MAPPED_WITHIN: Duration = Duration::from_mins(1);
 
 /// A cluster with egress-mapper in namespace `default`; removed with it when dropped.
 #[derive(Debug)]
@@ -97,21 +97,6 @@ spec: {spec}
         })
     }
 
-    /// What is left of ours in a node's kernel, one thing a line; empty when nothing is.
-    pub fn left_on_node(&self, number: usize) -> Result<String> {
-        let node = self.cluster.node(number);
-        let tables = node.run(&["nft", "list", "tables"])?;
-        let mut left: Vec<String> =
-            tables.lines().filter(|line| line.contains("egress")).map(str::to_owned).collect();
-        for family in ["-4", "-6"] {
-            for what in [&["rule", "list"][..], &["route", "list", "table", "all"]] {
-                let text = node.run(&[&["ip", family], what, &["proto", "69"]].concat())?;
-                left.extend(text.lines().map(str::to_owned));
-            }
-        }
-        Ok(left.join("\n"))
-    }
-
     /// The running container of a pod in namespace `default` that has one.
     pub fn container_of(&self, pod: &str) -> Result<Container<'_>> {
         let text = self.sh(&format!(
@@ -131,6 +116,20 @@ spec: {spec}
         let text = self.sh(&format!("kubectl get pods -l {label} -o name"))?;
         Ok(text.lines().filter_map(|line| line.strip_prefix("pod/")).map(str::to_owned).collect())
     }
+}
+
+/// What a node's kernel holds of ours, one thing a line; empty when nothing is left.
+pub fn left_on(node: &KubeNode) -> Result<String> {
+    let mut left = Vec::new();
+    let mut keep = |text: String, ours: &str| {
+        left.extend(text.lines().filter(|line| line.contains(ours)).map(str::to_owned));
+    };
+    keep(node.run(&["nft", "list", "tables"])?, "egress");
+    for family in ["-4", "-6"] {
+        keep(node.run(&["ip", family, "rule", "list"])?, "proto 69");
+        keep(node.run(&["ip", family, "route", "list", "table", "all"])?, "proto 69");
+    }
+    Ok(left.join("\n"))
 }
 
 /// A container as its node's containerd knows it: it can be asked for without the API server.

@@ -4,6 +4,8 @@
 //! bridges and VXLAN between them, pods, a LAN, a router and two hosts outside. [`UdpProbe`],
 //! [`TcpServer`] and the like make traffic, [`Capture`] is the witness of what left the nodes,
 //! [`Agent`] runs the built program on a node, [`MappingsDir`] is what it reads.
+//!
+//! [`ApiServer`] and [`KubeCluster`] are a real Kubernetes: the API alone, or with workers.
 
 mod agent;
 mod announce;
@@ -40,7 +42,7 @@ pub use controller::{Controller, ObjectCluster};
 pub use failover::{Fault, Gateways, Outcome, Watch};
 pub use guard::guard;
 pub use host::{Host, TcpCounters};
-pub use installation::{Container, Installation};
+pub use installation::{Container, Installation, left_on};
 pub use kubernetes::{ApiServer, KubeCluster, KubeNode, PodIdentity, ProxyMode, RunningPod};
 pub use lab::{
     CLUSTER_IP_PORT, Family, Lab, LabBuilder, Masquerade, NODE_PORT, SERVICE_TARGET_PORT,

@@ -65,13 +65,21 @@ fn names_in(directory: &Path, prefix: &str) -> Vec<String> {
 /// Returns the names of what it removed.
 pub fn sweep() -> Result<Vec<String>> {
     let mut dead = leftovers_of("em");
-    dead.retain(|name| {
-        owner(name).is_some_and(|(pid, _)| !Path::new(&format!("/proc/{pid}")).exists())
-    });
+    dead.retain(|name| owner(name).is_some_and(|(pid, _)| !runs(pid)));
     let prefixes: BTreeSet<&str> =
         dead.iter().filter_map(|name| owner(name)).map(|(_, prefix)| prefix).collect();
-    prefixes.into_iter().try_for_each(remove)?;
+    // One that cannot be removed does not keep the others from going.
+    let outcomes: Vec<Result<()>> = prefixes.into_iter().map(remove).collect();
+    outcomes.into_iter().collect::<Result<()>>()?;
     Ok(dead)
+}
+
+/// Whether the process runs; one that has ended may be listed until its parent asks for its status.
+fn runs(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before is in parentheses and may have any in it.
+    let state = status.rsplit_once(") ").and_then(|(_, fields)| fields.chars().next());
+    !matches!(state, None | Some('Z' | 'X'))
 }
 
 /// As [`sweep`], the first time a process calls it; later calls do nothing.
@@ -167,7 +175,11 @@ fn remove_group(group: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::owner;
+    use std::process::{Command, id};
+    use std::time::Duration;
+
+    use super::{owner, runs};
+    use crate::wait::eventually;
 
     #[test]
     fn only_names_of_the_laboratory_have_an_owner() {
@@ -175,5 +187,14 @@ mod tests {
         assert_eq!(owner("em42x0"), None);
         assert_eq!(owner("email-x1-n"), None);
         assert_eq!(owner("rs0"), None);
+    }
+    #[test]
+    fn who_has_ended_does_not_run_though_nobody_asked_for_its_status() -> std::io::Result<()> {
+        assert!(runs(id()));
+        let mut child = Command::new("true").spawn()?;
+        eventually(Duration::from_secs(5), || !runs(child.id()));
+        child.wait()?;
+        assert!(!runs(child.id()));
+        Ok(())
     }
 }

@@ -12,7 +12,7 @@ use tests::{Capture, Family, Installation, RunningPod, UdpProbe, UdpServer, even
 const SOON: Duration = Duration::from_secs(20);
 const PER_SECOND: u32 = 200;
 /// Kubelets wait longer each time before they start a container again.
-const RESTARTED_WITHIN: Duration = Duration::from_secs(180);
+const RESTARTED_WITHIN: Duration = Duration::from_mins(3);
 const LATE_PORT: u16 = 9205;
 /// Packets that show that nothing else is seen.
 const ENOUGH: u64 = 100;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tests::{Capture, Family, Installation, RunningPod, UdpProbe, UdpServer, eventually};
+use tests::{Capture, Family, Installation, RunningPod, UdpProbe, UdpServer, eventually, left_on};
 
 const VIP: &str = "192.168.122.222";
 const PORT: u16 = 9100;
@@ -90,6 +90,13 @@ fn the_walkthrough_step_by_step() -> Result<()> {
     sight.assert_seen_as(&other, node_address(&installation, &other)?)?;
     installation.wait_for("default", "egress/example-pod1-egress", "condition=Ready")?;
 
+    for node in cluster.nodes() {
+        let ours = left_on(node)?;
+        for what in ["table inet egress", "lookup 10064 proto 69", "table 10064 proto 69"] {
+            assert!(ours.contains(what), "no {what} on {}: {ours}", node.host().name);
+        }
+    }
+
     // The pod again, with another address, on the same node and on the others.
     let mut before = first;
     for node in [1, 2, 3] {
@@ -104,8 +111,8 @@ fn the_walkthrough_step_by_step() -> Result<()> {
     installation.sh("deploy/deploy.sh -d")?;
     let left = ["podip-vip-mappings", "vip-configmap", "vip-routeid-mappings"];
     assert_eq!(ours(&installation)?, left.map(|name| format!("configmap/{name}")));
-    for number in 1..=3 {
-        assert_eq!(installation.left_on_node(number)?, "", "on node {number}");
+    for node in cluster.nodes() {
+        assert_eq!(left_on(node)?, "", "on {}", node.host().name);
     }
     sight.assert_seen_as(&before, node_address(&installation, &before)?)?;
 
@@ -125,8 +132,8 @@ fn the_walkthrough_step_by_step() -> Result<()> {
         "nothing said of the finalizers: {printed}"
     );
     assert_eq!(ours(&installation)?, left.map(|name| format!("configmap/{name}")));
-    for number in 1..=3 {
-        assert_eq!(installation.left_on_node(number)?, "", "on node {number}");
+    for node in cluster.nodes() {
+        assert_eq!(left_on(node)?, "", "on {}", node.host().name);
     }
     sight.assert_seen_as(&before, node_address(&installation, &before)?)
 }

@@ -85,6 +85,8 @@ fn help_names_every_flag_and_what_it_is_for() -> Result<()> {
         "dump-rules",
         "cleanup",
         "mappings-dir",
+        "namespace",
+        "daemon-set",
         "interface",
         "node-name",
         "update-interval",

@@ -1,5 +1,6 @@
 //! The launcher with a real keepalived: every VIP on one node, also when a node goes, and changes disturb no other VIP.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
@@ -9,7 +10,9 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use tests::{Agent, Family, Host, Lab, MappingsDir, eventually, vip, wait_until};
+use tests::{
+    Agent, ApiServer, Family, Host, Lab, MappingsDir, PodIdentity, eventually, vip, wait_until,
+};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -21,16 +24,32 @@ struct Launcher {
 
 impl Launcher {
     fn start(node: &Host, mappings: &MappingsDir) -> Result<Self> {
+        let mut command = Command::new(Agent::program()?);
+        command.arg("keepalived").arg("--mappings-dir").arg(mappings.path());
+        command.args(["--node-name", &node.name]);
+        Self::launch(node, command)
+    }
+
+    /// As in a pod, with the arguments that images of others take too.
+    fn start_in_pod(node: &Host, pod: &PodIdentity) -> Result<Self> {
+        let mut command = pod.command(&Agent::program()?);
+        command.args(["keepalived", "--services-configmap=default/vip-configmap"]);
+        Self::launch(node, command)
+    }
+
+    fn launch(node: &Host, mut command: Command) -> Result<Self> {
         let files = tempfile::tempdir()?;
         let log = File::create(files.path().join("log"))?;
+        let run = files.path().join("run");
+        fs::create_dir(&run)?;
+        // As after a restart of a container: numbers that others have by now.
+        fs::write(run.join("keepalived.pid"), "1\n")?;
+        fs::write(run.join("vrrp.pid"), "1\n")?;
         let process = node.spawn(
-            Command::new(Agent::program()?)
-                .arg("keepalived")
-                .arg("--mappings-dir")
-                .arg(mappings.path())
+            command
                 .arg("--run-dir")
-                .arg(files.path().join("run"))
-                .args(["--node-name", &node.name, "--advert-interval-ms", "100"])
+                .arg(run)
+                .args(["--advert-interval-ms", "100"])
                 .stdin(Stdio::null())
                 .stderr(log),
         )?;
@@ -149,6 +168,44 @@ fn every_vip_is_on_one_node_and_moves_when_that_stops() -> Result<()> {
     holder(&lab, first);
     launchers.iter_mut().try_for_each(Launcher::stop)?;
     assert_eq!(holders(&lab, first), [""; 0]);
+    Ok(())
+}
+
+#[test]
+fn in_a_pod_vips_come_from_the_api_server_and_stay_without_it() -> Result<()> {
+    let lab = Lab::builder().nodes(1).pods_per_node(0).build()?;
+    let server = ApiServer::start_on(&lab)?;
+    server.apply(include_str!("../../deploy/keepalived-vip/service_account.yaml"))?;
+    server.apply(include_str!("../../deploy/keepalived-vip/role.yaml"))?;
+    server.apply(include_str!("../../deploy/keepalived-vip/role_binding.yaml"))?;
+    let pod = server.pod_on_node("default", "keepalived", "kube-keepalived-vip", "n1")?;
+    let mut launcher = Launcher::start_in_pod(lab.node(1), &pod)?;
+    let (first, second) = (vip(Family::V4, 221), vip(Family::V4, 222));
+    let publish = |vips: &[(IpAddr, u8)]| {
+        let of = |value: &dyn Fn(u8) -> String| -> BTreeMap<String, String> {
+            vips.iter().map(|(vip, id)| (vip.to_string(), value(*id))).collect()
+        };
+        let object = |name: &str, data: BTreeMap<String, String>| {
+            let metadata = serde_json::json!({ "name": name, "namespace": "default" });
+            serde_json::json!({
+                "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data,
+            })
+            .to_string()
+        };
+        server.apply(&object("vip-routeid-mappings", of(&|id| id.to_string())))?;
+        server.apply(&object("vip-configmap", of(&|_| String::new())))
+    };
+    publish(&[(first, 221)])?;
+    await_holder(&lab, first, 1);
+    server.kill()?;
+    eventually(SOON, || launcher.log().contains("cannot watch"));
+    assert_eq!(holders(&lab, first), ["n1"]);
+    server.restart()?;
+    publish(&[(second, 222)])?;
+    await_holder(&lab, second, 1);
+    eventually(SOON, || holders(&lab, first).is_empty());
+    launcher.stop()?;
+    assert_eq!(holders(&lab, second), [""; 0]);
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -27,8 +27,11 @@ async fn who_am_i(client: Client) -> Result<UserInfo> {
 }
 
 #[tokio::test]
-async fn objects_outlive_the_api_server() -> Result<()> {
+async fn objects_outlive_the_api_server_and_nothing_outlives_its_drop() -> Result<()> {
     let server = ApiServer::start()?;
+    let netns = server.host().netns.clone();
+    let prefix = netns.strip_suffix("api").context("not named after its prefix")?;
+    assert_eq!(leftovers_of(prefix), [netns.clone(), format!("{prefix}files")]);
     let client = server.client().await?;
     let maps: Api<ConfigMap> = Api::namespaced(client, "default");
     let map = serde_json::from_str(r#"{"metadata": {"name": "kept"}, "data": {"key": "value"}}"#)?;
@@ -44,6 +47,13 @@ async fn objects_outlive_the_api_server() -> Result<()> {
     assert!(answer.is_err(), "a frozen server does not answer");
     server.thaw()?;
     maps.get("kept").await?;
+
+    server.start_controller_manager()?;
+    let account = ["get", "serviceaccount", "default"];
+    eventually(SOON, || server.kubectl(&account).is_ok());
+    drop(server);
+    assert_eq!(leftovers_of(prefix), [""; 0]);
+    assert_eq!(processes_with(prefix), 0);
     Ok(())
 }
 
@@ -83,19 +93,6 @@ fn machines_of_a_laboratory_reach_the_api_server_as_pods_do() -> Result<()> {
         .wait_with_output()?;
     let text = String::from_utf8(child.stdout)?;
     assert!(text.starts_with("reach{") && text.contains("\"gitVersion\": \"v1."), "{text}");
-    Ok(())
-}
-
-#[test]
-fn nothing_is_left_of_an_api_server() -> Result<()> {
-    let server = ApiServer::start()?;
-    server.start_controller_manager()?;
-    let netns = &server.host().netns;
-    let prefix = netns.strip_suffix("api").context("named after its prefix")?.to_owned();
-    assert_eq!(leftovers_of(&prefix), [netns.clone(), format!("{prefix}files")]);
-    eventually(SOON, || server.kubectl(&["get", "serviceaccount", "default"]).is_ok());
-    drop(server);
-    assert_eq!(leftovers_of(&prefix), [""; 0]);
     Ok(())
 }
 
@@ -192,23 +189,35 @@ async fn a_pods_token_says_its_node_and_the_scheduler_finds_one() -> Result<()> 
 
 #[test]
 fn nothing_is_left_when_the_tests_are_killed() -> Result<()> {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_cluster"))
-        .args(["--nodes", "1"])
-        .stdout(Stdio::piped())
-        .spawn()?;
+    let mut program = Killed(
+        Command::new(env!("CARGO_BIN_EXE_cluster"))
+            .args(["--nodes", "1"])
+            .stdout(Stdio::piped())
+            .spawn()?,
+    );
     let mut said = String::new();
-    BufReader::new(program.stdout.take().context("no output")?).read_line(&mut said)?;
+    let mut output = BufReader::new(program.0.stdout.take().context("no output")?);
+    output.read_line(&mut said)?;
     let prefix = said.trim_end().rsplit(' ').next().context("no names")?.trim_end_matches('*');
     assert!(prefix.starts_with("em"), "{said}");
     assert!(!fs::read_to_string("/proc/self/mounts")?.contains(&format!("{prefix}files")));
     assert!(processes_with(prefix) > 3);
     assert!(leftovers_of(prefix).len() > 6);
 
-    program.kill()?;
-    program.wait()?;
+    drop(program);
     eventually(SOON, || leftovers_of(prefix).is_empty());
     eventually(SOON, || processes_with(prefix) == 0);
     Ok(())
+}
+
+/// A process that is killed, not asked to end, when this is dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended already, and then the test says why.
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
 }
 
 /// Processes that name it in their arguments.

@@ -14,6 +14,8 @@ const PORT: u16 = 7000;
 const SOON: Duration = Duration::from_secs(5);
 /// How soon a stranger's change has to be undone.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(1);
+/// How soon what began without tables has to be forgotten once they are back.
+const FORGOTTEN_WITHIN: Duration = Duration::from_millis(500);
 
 /// Things of others, next to ours: they have to stay.
 const FOREIGN: &str = "table inet stranger {
@@ -330,7 +332,17 @@ fn a_flush_of_everything_is_over_in_less_than_a_second() -> Result<()> {
                 assert!(during <= REPAIRED_WITHIN, "{leaks:?}");
             }
             // From now on nothing: neither old connections nor those that began meanwhile.
-            std::thread::sleep(Duration::from_millis(200));
+            let forgotten = wait_until(FORGOTTEN_WITHIN, || {
+                scene.capture.clear();
+                let sent = scene.traffic[0].udp_sent();
+                eventually(SOON, || scene.traffic[0].udp_sent() >= sent + 50);
+                Family::ALL.iter().all(|family| {
+                    let outside = scene.cluster.lab.outside().ip(*family);
+                    let sources = scene.capture.sources_towards(outside);
+                    sources.is_ok_and(|seen| seen.keys().all(|ip| *ip == vip(*family, 222)))
+                })
+            });
+            assert!(forgotten, "{}", scene.capture.text());
             scene.capture.clear();
             let sent = scene.traffic[0].udp_sent();
             eventually(SOON, || scene.traffic[0].udp_sent() >= sent + 300);

@@ -49,11 +49,13 @@ impl State {
     pub(super) fn new(ours: BTreeSet<Vip>) -> Self {
         let now = Instant::now();
         let settles_at = ours.iter().map(|vip| (*vip, now)).collect();
-        Self { ours, settles_at, ..Self::default() }
+        Self { settles_at, ours, ..Self::default() }
     }
 
     pub(super) fn learn(&mut self, changes: Vec<Change>) {
-        changes.into_iter().for_each(|change| self.objects.apply(change));
+        for change in changes {
+            self.objects.apply(change);
+        }
     }
 
     pub(super) fn look(&mut self, facts: NodeFacts) {

@@ -136,6 +136,8 @@ pub(super) struct Touched {
     pub(super) changed: BTreeSet<PodIp>,
     /// They were not guarded: something may have begun while nobody looked.
     pub(super) guarded: BTreeSet<PodIp>,
+    /// After this many steps the guard is complete, and the main table is still to come.
+    pub(super) guard_first: Option<usize>,
 }
 
 /// Whether a table that is not as it should be is asked all the same: one of another version is,
@@ -173,8 +175,11 @@ pub(super) fn steps(
     );
     let stays = |stray: &&PodStray| if stray.set.is_map() { !anew.0 } else { !anew.1 };
     pods.strays = strays.iter().filter(stays).cloned().collect();
-    let touched =
-        Touched { changed: pods.changed(), guarded: pods.guard.iter().copied().collect() };
+    let mut touched = Touched {
+        changed: pods.changed(),
+        guarded: pods.guard.iter().copied().collect(),
+        guard_first: None,
+    };
 
     let mut steps = Vec::new();
     let mut push = |main: Option<TableChange>, guard: Option<TableChange>, pods: PodChanges| {
@@ -184,10 +189,13 @@ pub(super) fn steps(
         if !pods.is_empty() {
             steps.push(Step::ChangePods(pods));
         }
+        steps.len()
     };
     // A table that loses its pods leaves the work to the other, which has to be complete by then.
     match anew {
-        (false, false) => push(main, guard, pods),
+        (false, false) => {
+            push(main, guard, pods);
+        }
         (true, false) => {
             let (of_main, of_guard) = pods.split();
             push(None, None, of_guard);
@@ -201,7 +209,8 @@ pub(super) fn steps(
                 push(main, None, of_main);
                 push(None, guard, of_guard);
             } else {
-                push(None, guard, of_guard);
+                let complete = push(None, guard, of_guard);
+                touched.guard_first = main_anew.then_some(complete);
                 push(main, None, of_main);
             }
         }

@@ -44,6 +44,8 @@ pub(super) struct Memory {
     pub(super) loaded: [LoadedDigests; 2],
     /// The only pods that may differ from what is desired; `None` when any may.
     pub(super) touched: Option<BTreeSet<PodIp>>,
+    /// The interfaces whose reverse path filters were looked at.
+    filters_seen: BTreeSet<String>,
     doubted: BTreeSet<View>,
     /// Tables and pods were seen after this transaction of anybody's.
     generation: u32,
@@ -59,6 +61,7 @@ impl Default for Memory {
             observed: Observed::default(),
             loaded: Default::default(),
             touched: None,
+            filters_seen: BTreeSet::new(),
             doubted: View::ALL.into(),
             generation: 0,
             holders: [None; 4],
@@ -139,10 +142,12 @@ impl Memory {
         Ok(node_changed)
     }
 
-    /// Reads the reverse path filters of these interfaces, if any may have changed.
+    /// Reads the reverse path filters of these interfaces, if any may have changed or was not
+    /// looked at before.
     pub(super) fn look_at_filters(&mut self, kernel: &Kernel, interfaces: &BTreeSet<String>) {
-        if self.doubted.remove(&View::Filters) {
+        if self.doubted.remove(&View::Filters) || !interfaces.is_subset(&self.filters_seen) {
             self.observed.strict = kernel.strict(interfaces.iter());
+            self.filters_seen.clone_from(interfaces);
         }
     }
 

@@ -70,6 +70,15 @@ fn an_interval_that_agents_would_refuse_is_never_passed_on(
     assert_eq!(container(&agent)["args"], json!(args));
 }
 
+#[rstest]
+#[case(100, "100")]
+#[case(127, "120")]
+#[case(5, "10")]
+fn adverts_are_counted_in_hundredths_of_a_second(#[case] millis: u32, #[case] passed_on: &str) {
+    let [_, keepalived] = both(with("advertIntervalMillis", json!(millis)));
+    assert_eq!(env(&keepalived, "ADVERT_INTERVAL_MS").as_deref(), Some(passed_on));
+}
+
 #[test]
 fn the_interface_reaches_both() {
     let [agent, keepalived] = both(with("InterfaceName", json!("eth1")));

@@ -114,7 +114,7 @@ fn is_newer(object: &ConfigMapObject, than: &ConfigMapObject) -> bool {
         object.metadata.resource_version.as_deref()?.parse().ok()
     };
     match (version(object), version(than)) {
-        (Some(this), Some(that)) => this > that,
+        (Some(seen), Some(known)) => seen > known,
         _ => object.metadata.resource_version != than.metadata.resource_version,
     }
 }

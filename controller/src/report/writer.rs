@@ -104,7 +104,8 @@ impl Writer {
         loop {
             let tasks = told.borrow_and_update().clone();
             let now = Instant::now();
-            last.retain(|_, last| last.at + LAST_RETRY > now || last.done.is_some());
+            let named: BTreeSet<&Target> = tasks.iter().map(|task| &task.target).collect();
+            last.retain(|target, last| last.at + LAST_RETRY > now || named.contains(target));
             let open: Vec<&Task> =
                 tasks.iter().filter(|task| !is_done(task, last.get(&task.target))).collect();
             self.metrics.status_backlog(open.len());

@@ -32,18 +32,20 @@ impl Deciding {
         self.ipv4 == Some(place) || self.ipv6 == Some(place)
     }
 
-    /// What to publish for an address of the pod: a VIP, `Some(None)` to hold it, or nothing.
+    /// What to publish for an address of the pod, if anything.
     ///
     /// A family that nothing is said of is held when the other one is mapped or held: a pod must
     /// not leave by IPv6 with the node's address because its VIP is an IPv4 one.
-    pub(super) fn mapping(self, ip: PodIp, claims: &[Claim<'_>]) -> Option<Option<Vip>> {
+    pub(super) fn mapping(self, ip: PodIp, claims: &[Claim<'_>]) -> Option<(PodIp, Option<Vip>)> {
         let effect = |ipv4: bool| {
             let place = self.of_family(ipv4)?;
             claims.get(place).map(|claim| claim.effect)
         };
         match (effect(ip.is_ipv4()), effect(!ip.is_ipv4())) {
-            (Some(Effect::Map(vip)), _) => Some(Some(vip)),
-            (Some(Effect::Hold), _) | (None, Some(Effect::Map(_) | Effect::Hold)) => Some(None),
+            (Some(Effect::Map(vip)), _) => Some((ip, Some(vip))),
+            (Some(Effect::Hold), _) | (None, Some(Effect::Map(_) | Effect::Hold)) => {
+                Some((ip, None))
+            }
             (Some(Effect::Release), _) | (None, Some(Effect::Release) | None) => None,
         }
     }

@@ -1,4 +1,6 @@
 //! Which Vips are accepted, under which route id, and which node holds each.
+//!
+//! The gateways of the nodes' network are not known here: nothing that is observed names them.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

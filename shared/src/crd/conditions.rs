@@ -45,3 +45,48 @@ pub fn state(
         None => conditions.push(condition),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn ready(holds: bool, reason: &str) -> Statement<'_> {
+        Statement { condition: "Ready", holds, reason, message: "so it is" }
+    }
+
+    #[test]
+    fn the_time_changes_only_with_the_status() {
+        let mut conditions = Vec::new();
+        let mut stated = |statement, generation, now| {
+            state(&mut conditions, &statement, Some(generation), at(now));
+            conditions.clone()
+        };
+        let first = stated(ready(false, "A"), 1, 10);
+        assert_eq!((first.len(), first[0].status.as_str()), (1, "False"));
+        assert_eq!(first[0].last_transition_time, Time(at(10)));
+        let reworded = stated(ready(false, "B"), 2, 20);
+        assert_eq!(reworded[0].last_transition_time, Time(at(10)));
+        assert_eq!((reworded[0].reason.as_str(), reworded[0].observed_generation), ("B", Some(2)));
+        let turned = stated(ready(true, "B"), 2, 30);
+        assert_eq!(turned[0].last_transition_time, Time(at(30)));
+        assert_eq!(turned[0].status, "True");
+        assert_eq!(stated(ready(true, "B"), 2, 40), turned);
+    }
+
+    #[test]
+    fn conditions_of_others_stay_where_they_are() {
+        let mut conditions = Vec::new();
+        for condition in ["example.com/Checked", "Ready", "Other"] {
+            let foreign = Statement { condition, ..ready(true, "Theirs") };
+            state(&mut conditions, &foreign, None, at(1));
+        }
+        let before = conditions.clone();
+        state(&mut conditions, &ready(false, "Ours"), None, at(2));
+        assert_eq!((&conditions[0], &conditions[2]), (&before[0], &before[2]));
+        assert_eq!((conditions[1].reason.as_str(), conditions.len()), ("Ours", 3));
+    }
+}

@@ -162,11 +162,6 @@ impl Kind {
             Self::Namespace => "Namespace",
         }
     }
-
-    /// Every kind.
-    pub fn all() -> impl Iterator<Item = Self> {
-        Self::NAMES.into_iter().map(|(kind, _)| kind)
-    }
 }
 
 /// The text names no kind that an Egress can have.
@@ -235,4 +230,32 @@ fn selects_or_names() -> Rule {
         "!has(self.selector) || !has(self.name) || self.name == ''",
         "selector and name exclude each other; remove one of them",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_own_names() {
+        for (kind, names) in Kind::NAMES {
+            assert_eq!(kind.as_str().parse(), Ok(kind));
+            for name in names {
+                assert_eq!(name.parse(), Ok(kind));
+                assert_eq!(name.to_uppercase().parse(), Ok(kind));
+            }
+            assert!(KINDS.contains(names[0]));
+        }
+        assert_eq!(
+            "service".parse::<Kind>().unwrap_err().to_string(),
+            "kind \"service\" is unknown; use pod, replicationcontroller, replicaset, deployment, \
+             statefulset, daemonset, job, cronjob or namespace"
+        );
+    }
+
+    #[test]
+    fn an_object_without_fields_can_be_read() {
+        let spec: EgressSpec = serde_json::from_str("{}").unwrap();
+        assert_eq!(spec, EgressSpec::default());
+    }
 }

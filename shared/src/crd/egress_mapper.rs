@@ -12,7 +12,7 @@ pub mod condition {
     pub const READY: &str = "Ready";
 }
 
-/// What an `EgressMapper` is to be. The oldest one of the controller's namespace counts.
+/// What an EgressMapper is to be. The oldest one of the controller's namespace counts.
 ///
 /// The fields in capitals are spelled as they were published first.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, CustomResource, KubeSchema)]
@@ -85,7 +85,7 @@ pub struct EgressMapperSpec {
     /// The nodes' interface that VIPs are on. By default the one of the default route.
     #[serde(rename = "InterfaceName", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 15))]
-    #[x_kube(validation = rules::rule("self.matches('^[^ /:\\\\s]*$')", "InterfaceName must be the name of one network interface, such as eth0"))]
+    #[x_kube(validation = rules::rule("self.matches('^([A-Za-z0-9_][-A-Za-z0-9_.+]*)?$')", "InterfaceName must be the name of one network interface, such as eth0"))]
     pub interface_name: Option<String>,
     /// How often each node's rules are looked at as a whole, in seconds: "5" or "5s".
     #[serde(rename = "UpdateInterval", default, skip_serializing_if = "Option::is_none")]
@@ -109,7 +109,7 @@ pub struct EgressMapperSpec {
     pub excluded_networks: Vec<String>,
 }
 
-/// What is known of an `EgressMapper`.
+/// What is known of an EgressMapper.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EgressMapperStatus {

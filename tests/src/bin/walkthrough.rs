@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use tests::{Capture, KubeCluster, Shell, Witness, sender};
+use tests::{Capture, KubeCluster, Shell, Witness, left_on, sender};
 
 /// Of the samples in `deploy/crds`.
 const VIP: &str = "192.168.122.222";
@@ -238,15 +238,8 @@ impl Walkthrough {
     fn nothing_left(&self) -> Result<()> {
         title("Nothing is left on the nodes")?;
         for node in self.cluster.nodes() {
-            let tables = node.run(&["nft", "list", "tables"])?;
-            let rules = node.run(&["ip", "rule", "list", "proto", "69"])?;
-            let routes = node.run(&["ip", "route", "list", "table", "all", "proto", "69"])?;
-            let ours: Vec<_> = tables.lines().filter(|line| line.contains("egress")).collect();
-            ensure!(
-                ours.is_empty() && rules.is_empty() && routes.is_empty(),
-                "left on {}: {ours:?} {rules} {routes}",
-                node.host().name
-            );
+            let left = left_on(node)?;
+            ensure!(left.is_empty(), "left on {}:\n{left}", node.host().name);
             say(format!("  {}: no table, rule or route of ours", node.host().name))?;
         }
         Ok(())

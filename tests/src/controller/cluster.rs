@@ -1,6 +1,8 @@
 //! A cluster that consists of objects only: what kubelets and controllers would have written.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -15,6 +17,14 @@ use crate::ApiServer;
 use crate::wait::wait_until;
 
 const SOON: Duration = Duration::from_secs(15);
+/// The controller's account and what it may do, as it is deployed.
+const RIGHTS: [&str; 5] = [
+    "service_account.yaml",
+    "role.yaml",
+    "role_binding.yaml",
+    "cluster_role.yaml",
+    "cluster_role_binding.yaml",
+];
 
 /// Objects of an API server, made and changed by a blocking client.
 pub struct ObjectCluster {
@@ -47,7 +57,8 @@ fn resource(kind: &str) -> Result<ApiResource> {
 }
 
 impl ObjectCluster {
-    /// Makes the three resources known to the server.
+    /// Makes the three resources known to the server, and gives the controller the rights that it
+    /// is deployed with.
     pub fn prepare(server: &ApiServer) -> Result<Self> {
         let definitions = crd::definitions().map(|(_, definition)| definition);
         server.apply(
@@ -60,6 +71,13 @@ impl ObjectCluster {
             "--all",
             "--timeout=15s",
         ])?;
+        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        for file in RIGHTS {
+            let path = deploy.join(file);
+            let text = fs::read_to_string(&path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            server.apply(&text)?;
+        }
         // Without a controller manager nobody else makes it, and pods are refused.
         server.apply(
             "{apiVersion: v1, kind: ServiceAccount, metadata: {namespace: default, name: default}}",

@@ -5,10 +5,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work"/layer/{bin,etc,tmp,root,proc,sys,dev}
 cp "$(command -v busybox)" "$work/layer/bin/busybox"
-for applet in $("$work/layer/bin/busybox" --list); do
-  [ "$applet" = busybox ] || ln -s busybox "$work/layer/bin/$applet"
-done
-chroot "$work/layer" /bin/busybox true || { echo "busybox is not static: install busybox-static" >&2; exit 69; }
+chroot "$work/layer" /bin/busybox --install -s /bin ||
+  { echo "busybox is not static: install busybox-static" >&2; exit 69; }
 echo 'root:x:0:0:root:/root:/bin/sh' >"$work/layer/etc/passwd"
 cd "$work"
 tar --owner=0 --group=0 --numeric-owner --sort=name --mtime=@0 -C layer -cf layer.tar .

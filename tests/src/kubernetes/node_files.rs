@@ -39,7 +39,7 @@ failSwapOn: false
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 resolvConf: \"\"
 volumePluginDir: /run/kubelet-plugins
-registerNode: true
+maxPods: 250
 serializeImagePulls: false
 nodeStatusUpdateFrequency: 4s
 syncFrequency: 10s

@@ -16,12 +16,12 @@ fn owned_pod(kind: Kind, owner_name: &str) -> Pod {
     pod("p", &[IP]).with(|pod| pod.owner = Some(owner(kind, owner_name)))
 }
 
-fn deployment() -> Option<Owner> {
-    Some(owner(Kind::Deployment, "web"))
+fn deployment() -> Owner {
+    owner(Kind::Deployment, "web")
 }
 
-fn cron_job() -> Option<Owner> {
-    Some(owner(Kind::CronJob, "nightly"))
+fn cron_job() -> Owner {
+    owner(Kind::CronJob, "nightly")
 }
 
 #[rstest]
@@ -40,7 +40,7 @@ fn every_kind_reaches_its_pods(
     #[case] kind: &str,
     #[case] name: &str,
     #[case] member: Pod,
-    #[case] middle: Option<(Kind, &str, Option<Owner>)>,
+    #[case] middle: Option<(Kind, &str, Owner)>,
 ) {
     let stranger = pod("stranger", &["10.244.9.9"]).with(|pod| {
         pod.namespace = "elsewhere".to_owned();
@@ -48,7 +48,7 @@ fn every_kind_reaches_its_pods(
     });
     let mut observed = with_vip().pod(member).pod(stranger).egress(egress("e", VIP, kind, name));
     if let Some((kind, name, by)) = middle {
-        observed = observed.owned(kind, name, by);
+        observed = observed.owned(kind, name, Some(by));
     }
     let outcome = outcome(&observed);
     assert_eq!(outcome.mapped(), [format!("{IP} {VIP}")]);
@@ -72,6 +72,7 @@ fn other_pods_are_left_alone(#[case] kind: &str, #[case] name: &str, #[case] oth
 #[case::name_with_dashes("deploy", "web-x", Kind::ReplicaSet, "web-x-5d4f", true)]
 #[case::other_hash("deploy", "web", Kind::ReplicaSet, "web-7777", false)]
 #[case::job("cronjob", "nightly", Kind::Job, "nightly-28394820", true)]
+#[case::job_with_another_number("cronjob", "nightly", Kind::Job, "nightly-7", false)]
 #[case::job_by_hand("cronjob", "nightly", Kind::Job, "nightly-manual", false)]
 fn pods_stay_mapped_when_what_controls_them_is_deleted_first(
     #[case] kind: &str,
@@ -99,6 +100,23 @@ fn a_known_replica_set_without_a_deployment_is_of_none() {
         "web",
     ));
     assert!(outcome(&observed).mapped().is_empty());
+}
+
+#[rstest]
+#[case::deployment_is_older(1, 2, "192.168.122.7")]
+#[case::replica_set_is_older(2, 1, VIP)]
+fn both_owners_of_a_pod_count_alike(
+    #[case] of_deployment: i64,
+    #[case] of_replica_set: i64,
+    #[case] expected: &str,
+) {
+    let observed = with_vip()
+        .vip(vip("b", "192.168.122.7"))
+        .pod(owned_pod(Kind::ReplicaSet, "web-1"))
+        .owned(Kind::ReplicaSet, "web-1", Some(deployment()))
+        .egress(egress("d", "192.168.122.7", "deploy", "web").created(of_deployment))
+        .egress(egress("r", VIP, "rs", "web-1").created(of_replica_set));
+    assert_eq!(outcome(&observed).mapped(), [format!("{IP} {expected}")]);
 }
 
 #[test]
@@ -212,6 +230,17 @@ fn an_address_that_was_given_to_an_unmapped_pod_inherits_nothing() {
         "NoMatchingPods: no matching pod has an address to map; 1 pod with an address that is \
          another pod's or a node's"
     );
+}
+
+#[test]
+fn an_address_that_was_given_away_is_not_called_one_of_the_other_family() {
+    let observed = with_vip()
+        .pod(pod("old", &[IP, "fd00:244::2"]))
+        .pod(pod("new", &[IP]).with(|pod| pod.created = at(5)))
+        .egress(egress("e", VIP, "pod", "old"));
+    let outcome = outcome(&observed);
+    assert_eq!(outcome.mapped(), ["fd00:244::2 held"]);
+    assert!(outcome.said("e").ends_with("1 pod with an address that is another pod's or a node's"));
 }
 
 #[test]

@@ -214,7 +214,7 @@ proptest! {
             prop_assert!(verdict.mapped <= verdict.pods);
             prop_assert_eq!(verdict.ready.reason == EgressReason::Mapped, verdict.mapped > 0);
         }
-        for (&vip, _) in &resolved.route_ids {
+        for &vip in resolved.route_ids.keys() {
             let with_vip = |pod: &&Arc<crate::model::Pod>| {
                 let is_its = |ip| published.get(ip).is_some_and(|(_, of)| *of == Some(vip));
                 pod.ips.iter().any(is_its)

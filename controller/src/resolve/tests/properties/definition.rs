@@ -102,8 +102,8 @@ fn rank(egress: &crd::Egress, pod: &Pod, observed: &Observed) -> Option<u8> {
             return Some(owner.name.clone());
         }
         match observed.owned.iter().find(|owned| owned.uid == owner.uid) {
-            Some(owned) => {
-                owned.owner.as_ref().filter(|by| by.kind == kind).map(|by| by.name.clone())
+            Some(middle) => {
+                middle.owner.as_ref().filter(|by| by.kind == kind).map(|by| by.name.clone())
             }
             None if kind == Kind::Deployment && owner.kind == Kind::ReplicaSet => {
                 owner.name.strip_suffix("-77").map(str::to_owned)
