@@ -77,6 +77,11 @@ impl Launcher {
         Some([read("keepalived.pid")?, read("vrrp.pid")?])
     }
 
+    /// The launcher's process number.
+    pub fn pid(&self) -> Option<i32> {
+        self.process.as_ref().map(|process| process.id().cast_signed())
+    }
+
     /// Whether holding counts for a VIP here: one that comes back takes nothing from it.
     pub fn holds_for_good(&self) -> bool {
         let read = || -> Option<bool> {

@@ -50,7 +50,8 @@ fn survives(gateways: &mut Gateways, fault: Fault) -> Result<Vec<Outcome>> {
     for watch in watches {
         let outcome = watch.finish()?;
         outcome.is_clean()?;
-        println!("{fault:?}: outage {:?}, {} packets lost", outcome.outage(), outcome.lost());
+        println!("{fault:?} of n{holder}, then n{after}:");
+        outcome.pods.iter().for_each(|pod| println!("  {pod}"));
         outcomes.push(outcome);
     }
     Ok(outcomes)

@@ -48,7 +48,7 @@ pub fn render(
     let mut text = format!("global_defs {{\n{GLOBAL}");
     if settings.may_raise_priority {
         // Adverts are on time, also where all processors are busy.
-        text.push_str("    vrrp_priority -20\n    vrrp_no_swap\n");
+        text.push_str("    vrrp_priority -20\n");
     }
     text.push_str("}\n");
     track_file(&mut text, "standing", &tracked.join(STANDING));
