@@ -48,13 +48,16 @@ mod tests {
             run("ip addr add 192.0.2.10/24 dev left; ip addr add 192.0.2.77/32 dev left");
             run("ip addr add fd00::77/128 dev left nodad");
             let socket = RouteSocket::open().unwrap();
-            let left = json("ip -j link show left")[0]["ifindex"].as_u64().unwrap();
+            let links = json("ip -j link show");
+            let left = links.iter().find(|link| link["ifname"] == "left").unwrap();
+            let left = left["ifindex"].as_u64().unwrap();
             for vip in ["192.0.2.10", "192.0.2.77", "192.0.2.77", "fd00::77", "fd00::77"] {
                 let left = u32::try_from(left).unwrap();
                 remove_vip(&socket, vip.parse().unwrap(), left).await.unwrap();
             }
-            let links = json("ip -j addr show left scope global");
-            let addresses = links[0]["addr_info"].as_array().unwrap();
+            let links = json("ip -j addr show scope global");
+            let of_left = links.iter().find(|link| link["ifname"] == "left").unwrap();
+            let addresses = of_left["addr_info"].as_array().unwrap();
             let left: Vec<_> = addresses.iter().map(|a| a["local"].as_str().unwrap()).collect();
             assert_eq!(left, ["192.0.2.10"]);
         });
