@@ -1,6 +1,6 @@
 //! The command line: flags, their defaults, and what they have to mean before any work begins.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -61,10 +61,23 @@ pub struct Keepalived {
     /// The interface of every VIP; by default the one with the route to the VIP's subnet.
     #[arg(id = "vips_interface", long = "interface", value_name = "IF", env = "INTERFACE_NAME")]
     pub interface: Option<String>,
-    /// Between two adverts, in milliseconds: tens, from 10 to 40950. Must be the same on all nodes.
-    #[arg(long, value_name = "N", default_value = "200", value_parser = advert_interval,
-          env = "ADVERT_INTERVAL_MS")]
-    pub advert_interval_ms: Duration,
+    /// Between two adverts, in milliseconds: tens, from 10 to 40950. By default 100 where keepalived
+    /// may raise its priority (capability `SYS_NICE`), else 200: there a busy node would be late.
+    #[arg(long, value_name = "N", value_parser = advert_interval, env = "ADVERT_INTERVAL_MS")]
+    pub advert_interval_ms: Option<Duration>,
+    /// All nodes, for adverts that are sent to each of them instead of a multicast group, where the
+    /// network has none. A node that is named and does not exist does harm.
+    #[arg(long, value_name = "ADDRESS,…", value_delimiter = ',', env = "UNICAST_PEERS")]
+    pub unicast_peers: Vec<IpAddr>,
+    /// Where the agent of this node says whether it is ready; while it is not, VIPs go to other nodes.
+    /// Empty: it always is.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9797", value_parser = agent_url,
+          env = "AGENT_URL")]
+    pub agent_url: AgentUrl,
+    /// Where /healthz, /readyz and /metrics are served.
+    #[arg(id = "vips_listen", long = "listen", value_name = "ADDRESS:PORT", default_value = "[::]:9799",
+          value_parser = endpoint)]
+    pub listen: SocketAddr,
     /// The keepalived program.
     #[arg(long, value_name = "PROGRAM", default_value = "keepalived")]
     pub keepalived: String,
@@ -72,6 +85,15 @@ pub struct Keepalived {
     #[arg(long, value_name = "DIR", default_value = "/run/egress-keepalived")]
     pub run_dir: PathBuf,
 }
+
+/// Between two adverts, where they are on time also on a busy node.
+const FAST_ADVERTS: Duration = Duration::from_millis(100);
+/// Between two adverts, elsewhere.
+const SLOW_ADVERTS: Duration = Duration::from_millis(200);
+
+/// Where the agent of this node is asked, if it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AgentUrl(pub Option<SocketAddr>);
 
 /// What to do instead of running.
 #[derive(Debug, Args)]
@@ -167,12 +189,15 @@ impl Run {
 }
 
 impl Keepalived {
-    /// What the flags mean.
-    pub fn settings(&self) -> keepalived::Settings {
+    /// What the flags mean, given whether this process may raise the priority of its children.
+    pub fn settings(&self, may_raise_priority: bool) -> keepalived::Settings {
+        let default = if may_raise_priority { FAST_ADVERTS } else { SLOW_ADVERTS };
         keepalived::Settings {
             node: given(self.node_name.as_ref()).unwrap_or_else(host_name),
             interface: given(self.interface.as_ref()),
-            advert_interval: self.advert_interval_ms,
+            advert_interval: self.advert_interval_ms.unwrap_or(default),
+            may_raise_priority,
+            peers: self.unicast_peers.clone(),
         }
     }
 }
@@ -217,6 +242,17 @@ fn small_number(text: &str) -> Result<u8, String> {
 
 fn endpoint(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "use an address and a port, as 0.0.0.0:9797 or [::]:9797".to_owned())
+}
+
+fn agent_url(text: &str) -> Result<AgentUrl, String> {
+    if text.is_empty() {
+        return Ok(AgentUrl(None));
+    }
+    let addr = text.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
+    let addr = addr.and_then(|addr| addr.parse().ok());
+    addr.map(|addr| AgentUrl(Some(addr))).ok_or_else(|| {
+        "use http://, an address and a port, as http://127.0.0.1:9797, or nothing".to_owned()
+    })
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -290,6 +326,17 @@ mod tests {
     #[case("0.2", None)]
     fn an_advert_interval_is_what_vrrp_can_say(#[case] text: &str, #[case] expected: Option<u64>) {
         assert_eq!(advert_interval(text).ok(), expected.map(Duration::from_millis));
+    }
+
+    #[rstest]
+    #[case("http://127.0.0.1:9797", Some("127.0.0.1:9797"))]
+    #[case("http://[::1]:9797/", Some("[::1]:9797"))]
+    #[case("127.0.0.1:9797", None)]
+    #[case("http://localhost:9797", None)]
+    fn the_agent_is_asked_at_an_address(#[case] text: &str, #[case] addr: Option<&str>) {
+        let expected = addr.map(|addr| AgentUrl(Some(addr.parse().unwrap())));
+        assert_eq!(agent_url(text).ok(), expected);
+        assert_eq!(agent_url(""), Ok(AgentUrl(None)));
     }
 
     #[rstest]

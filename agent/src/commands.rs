@@ -30,7 +30,7 @@ use self::origin::Origin;
 use crate::api_server::{ApiServer, ApiServerError, told};
 use crate::cli::{Cli, Command, Keepalived, Output};
 use crate::desired::Settings;
-use crate::keepalived::{Launcher, Supervisor};
+use crate::keepalived::{Launcher, LauncherError, Metrics as LauncherMetrics, Supervisor};
 use crate::kernel::{Kernel, KernelError};
 use crate::kernel_state::Observed;
 use crate::metrics::Metrics;
@@ -272,18 +272,51 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
 }
 
 async fn keepalived(options: &Keepalived) -> anyhow::Result<()> {
-    let settings = options.settings();
+    let settings = options.settings(may_raise_priority());
     let span = info_span!("keepalived", node = settings.node);
-    let launcher = Launcher {
-        source: origin::of_vips(options, &settings.node).await?,
-        supervisor: Supervisor::new(&options.keepalived, &options.run_dir)?,
-        settings,
-    };
+    let mut registry = Registry::default();
+    let source = origin::of_vips(options, &settings.node, &mut registry).await?;
+    let listener = telemetry::listen(options.listen).await.map_err(|error| match error {
+        ServeError::Listen { addr, source } => Refusal::Port { addr, why: source }.into(),
+        error @ ServeError::Serve(_) => anyhow::Error::from(error),
+    })?;
+    let health = Health::new(STUCK_AFTER);
+    let metrics = LauncherMetrics::register(&mut registry);
     let shutdown = CancellationToken::new();
+    let server = serve_aside(listener, registry, health.clone(), shutdown.clone())?;
     stop_on_signals(&shutdown)?;
-    launcher.run(shutdown).instrument(span).await.map_err(missing_capability)?;
+    let launcher = Launcher {
+        source,
+        supervisor: Supervisor::new(
+            &options.keepalived,
+            &options.run_dir,
+            settings.advert_interval,
+        )?,
+        settings,
+        agent: options.agent_url.0,
+        metrics,
+        health,
+    };
+    let outcome = launcher.run(shutdown.clone()).instrument(span).await;
+    shutdown.cancel();
+    outcome.map_err(|error| match error {
+        LauncherError::Kernel(error) => missing_capability(error),
+        error @ LauncherError::Files(_) => error.into(),
+    })?;
+    server
+        .join()
+        .map_err(|_| anyhow::anyhow!("the server of probes and metrics has panicked"))??;
     info!("stopped");
     Ok(())
+}
+
+/// Whether `CAP_SYS_NICE` is effective.
+fn may_raise_priority() -> bool {
+    const CAP_SYS_NICE: u32 = 23;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let set = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    set.is_some_and(|set| set & (1 << CAP_SYS_NICE) != 0)
 }
 
 /// Whether the agent stops for good. Without a clear answer it does not.

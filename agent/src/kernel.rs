@@ -3,6 +3,7 @@
 //! Nothing here decides what ought to be there. Much of it blocks, so all of it belongs on a
 //! thread of its own, and to the network namespace that the thread was in when it was opened.
 
+pub mod addresses;
 pub mod conntrack;
 pub mod elements;
 mod forgetting;
@@ -16,6 +17,7 @@ pub mod routing;
 mod seen;
 pub mod sysctl;
 pub mod tables;
+pub mod vrrp;
 
 #[cfg(test)]
 mod scratch_netns;

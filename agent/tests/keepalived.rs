@@ -1,17 +1,20 @@
 //! From `ConfigMaps` to keepalived's configuration. A case is a folder below `keepalived/`; adding one needs no code:
 //! - `<object>/<key>`: what the launcher reads;
-//! - `keepalived.conf`, `faults.txt`: what comes of it on node `n1`, written anew by
+//! - `keepalived.conf`, `places.txt`, `faults.txt`: what comes of it on node `n1`, written anew by
 //!   `UPDATE_GOLDEN=1 cargo test -p agent --test keepalived`.
 
 #![expect(clippy::unwrap_used, reason = "what cannot be read fails the test")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use agent::keepalived::config::{Objects, Rendered, Settings};
-use agent::node_facts::{Link, NodeFacts, OnLink};
+use agent::keepalived::config::{Instance, Objects, Settings, Wanted};
+use agent::keepalived::render::{render, vips_in};
+use agent::node_facts::{Link, LocalAddress, NodeFacts, OnLink};
 use agent::routing::Device;
+use shared::Vip;
 use shared::mappings::{Change, Content};
 
 /// eth0 and eth1, each with a network of its own.
@@ -48,7 +51,21 @@ fn objects(case: &Path) -> Objects {
 
 fn settings(node: &str) -> Settings {
     let advert_interval = Duration::from_millis(200);
-    Settings { node: node.to_owned(), interface: None, advert_interval }
+    Settings {
+        node: node.to_owned(),
+        interface: None,
+        advert_interval,
+        may_raise_priority: false,
+        peers: Vec::new(),
+    }
+}
+
+fn wanted(objects: &Objects, settings: &Settings) -> Wanted {
+    objects.wanted(&facts(), settings, &BTreeMap::new())
+}
+
+fn text(wanted: &Wanted, settings: &Settings) -> Option<String> {
+    render(&wanted.instances, &facts(), settings, Path::new("/run/x/priorities"))
 }
 
 #[test]
@@ -58,10 +75,18 @@ fn every_case_is_as_expected() {
     assert!(cases.len() >= 4);
     for name in cases {
         let case = root.join(&name);
-        let Rendered { text, faults } = objects(&case).render(&facts(), &settings("n1"));
-        let faults: String = faults.into_iter().map(|fault| fault + "\n").collect();
+        let settings = settings("n1");
+        let wanted = wanted(&objects(&case), &settings);
+        let text = text(&wanted, &settings).unwrap_or_default();
+        assert!(vips_in(&text).iter().eq(wanted.instances.keys()));
+        let faults = wanted.faults.into_iter().map(|fault| fault + "\n").collect();
+        let place = |(vip, instance): (&Vip, &Instance)| {
+            let [waits, holds] = [false, true].map(|holds| instance.place.adds(holds));
+            format!("{vip}: adds {waits}, {holds} while it is here\n")
+        };
+        let places: String = wanted.instances.iter().map(place).collect();
         for (file, content) in
-            [("keepalived.conf", text.unwrap_or_default()), ("faults.txt", faults)]
+            [("keepalived.conf", text), ("places.txt", places), ("faults.txt", faults)]
         {
             let path = case.join(file);
             if std::env::var_os("UPDATE_GOLDEN").is_some() {
@@ -76,18 +101,55 @@ fn every_case_is_as_expected() {
 fn what_is_missing_keeps_its_last_content() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/keepalived");
     let mut objects = objects(&root.join("candidates_decide"));
-    let before = objects.render(&facts(), &settings("n1"));
+    let before = wanted(&objects, &settings("n1"));
     for object in ["vip-configmap", "vip-routeid-mappings", "vip-candidates"] {
         objects.apply(Change { object: object.to_owned(), content: Content::Missing });
     }
-    assert_eq!(objects.render(&facts(), &settings("n1")), before);
+    assert_eq!(wanted(&objects, &settings("n1")), before);
 }
 
 #[test]
 fn a_forced_interface_is_taken_for_every_vip() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/keepalived");
     let settings = Settings { interface: Some("eth1".to_owned()), ..settings("n1") };
-    let text = objects(&root.join("left_out")).render(&facts(), &settings).text.unwrap();
+    let text = text(&wanted(&objects(&root.join("left_out")), &settings), &settings).unwrap();
     let lines = text.lines().filter(|line| line.trim_start().starts_with("interface "));
     assert_eq!(lines.collect::<Vec<_>>(), ["    interface eth1"; 2]);
+}
+
+#[test]
+fn a_vip_keeps_its_interface_while_that_is_gone() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/keepalived");
+    let objects = objects(&root.join("candidates_decide"));
+    let before = wanted(&objects, &settings("n1"));
+    let after = objects.wanted(&NodeFacts::default(), &settings("n1"), &before.instances);
+    assert_eq!(after.instances, before.instances);
+    assert_eq!(after.faults.len(), before.instances.len());
+}
+
+#[test]
+fn adverts_go_to_the_other_nodes_of_the_family_where_these_are_named() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/keepalived");
+    let peers = ["192.168.122.11", "192.168.122.12", "192.168.122.13", "fd00:122::12"];
+    let settings = Settings {
+        peers: peers.iter().map(|peer| peer.parse().unwrap()).collect(),
+        may_raise_priority: true,
+        ..settings("n1")
+    };
+    let mut facts = facts();
+    let addr = "192.168.122.11".parse().unwrap();
+    facts.addresses.insert(LocalAddress { addr, device: 2, usable: true });
+    let wanted = wanted(&objects(&root.join("candidates_decide")), &settings);
+    let text = render(&wanted.instances, &facts, &settings, Path::new("/run/x")).unwrap();
+    let lists: Vec<Vec<&str>> = text
+        .split("unicast_peer {")
+        .skip(1)
+        .map(|rest| rest.split('}').next().unwrap().split_whitespace().collect())
+        .collect();
+    let v4 = vec!["192.168.122.12", "192.168.122.13"];
+    assert_eq!(lists.len(), wanted.instances.len());
+    for (list, vip) in lists.iter().zip(wanted.instances.keys()) {
+        assert_eq!(*list, if vip.is_ipv4() { v4.clone() } else { vec!["fd00:122::12"] });
+    }
+    assert!(text.contains("    vrrp_priority -20\n"), "{text}");
 }

@@ -221,8 +221,9 @@ fn keepalived(spec: &EgressMapperSpec, image: &str, namespace: &str) -> Parts {
         affinity: spec.gateway_selector.as_ref().and_then(affinity),
         // The next node is taken only when the VIPs have settled after the one before.
         min_ready: 5,
-        // keepalived takes a second to hand over its VIPs.
-        grace: 10,
+        // VIPs are handed over first, which takes some adverts; then keepalived takes a second to end, or some when
+        // it hangs.
+        grace: 20,
     }
 }
 

@@ -13,11 +13,13 @@ mod capture;
 mod cluster;
 mod command;
 mod controller;
+mod failover;
 mod guard;
 mod host;
 mod installation;
 mod kubernetes;
 mod lab;
+mod launcher;
 mod load;
 mod mappings_dir;
 mod ping;
@@ -37,6 +39,7 @@ pub use capture::{Capture, Flow, Seen};
 pub use cluster::{Cluster, KernelText, kernel_text, seen_as, vip};
 pub use command::{run, run_with_input};
 pub use controller::{Controller, ObjectCluster};
+pub use failover::{Fault, Gateways, Outcome, Watch};
 pub use guard::guard;
 pub use host::{Host, TcpCounters};
 pub use installation::{Container, Installation, left_on};
@@ -45,6 +48,7 @@ pub use lab::{
     CLUSTER_IP_PORT, Family, Lab, LabBuilder, Masquerade, NODE_PORT, SERVICE_TARGET_PORT,
     TrafficPolicy,
 };
+pub use launcher::Launcher;
 pub use load::{Connections, Load, LoadServer, Packets};
 pub use mappings_dir::{Layout, MappingsDir};
 pub use ping::ping;

@@ -56,6 +56,12 @@ impl Launcher {
         Ok(Self { process, files })
     }
 
+    /// What it adds to the priority of a VIP; 71 or more: holding counts.
+    fn adds(&self, vip: IpAddr) -> Option<i16> {
+        let file = format!("run/priorities/vip-{}", vip.to_string().replace(':', "-"));
+        fs::read_to_string(self.files.path().join(file)).ok()?.trim().parse().ok()
+    }
+
     fn log(&self) -> String {
         fs::read_to_string(self.files.path().join("log")).unwrap_or_default()
     }
@@ -141,7 +147,10 @@ fn every_vip_is_on_one_node_and_moves_when_that_stops() -> Result<()> {
         await_holder(&lab, vip, other);
     }
 
-    // nopreempt: who comes back waits.
+    // Who comes back waits, once holding counts.
+    for vip in vips {
+        eventually(SOON, || launchers[other - 1].adds(vip).is_some_and(|adds| adds >= 71));
+    }
     launchers[one - 1] = start(&mappings, one)?;
     eventually(SOON, || launchers[one - 1].log().contains("Entering BACKUP STATE"));
     let moved = wait_until(Duration::from_secs(1), || {

@@ -54,12 +54,16 @@ impl Origin {
 }
 
 /// Where the launcher of keepalived learns of VIPs.
-pub(super) async fn of_vips(options: &Keepalived, node: &str) -> anyhow::Result<Source> {
+pub(super) async fn of_vips(
+    options: &Keepalived,
+    node: &str,
+    registry: &mut Registry,
+) -> anyhow::Result<Source> {
     if let Some(directory) = &options.mappings_dir {
         let wanted = |object: &str| [VIPS, ROUTE_IDS, CANDIDATES].contains(&object);
         return Ok(Source::Directory(DirectorySource::open(directory, wanted)?));
     }
     let namespace = options.services_configmap.as_ref().ok_or(Refusal::NoVips)?;
     let api = ApiThread::start(&ApiServer::find(namespace).await?)?;
-    Ok(Source::Api(Box::new(ApiSource::of_vips(api, node, SourceMetrics::default()))))
+    Ok(Source::Api(Box::new(ApiSource::of_vips(api, node, SourceMetrics::register(registry)))))
 }

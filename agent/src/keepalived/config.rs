@@ -1,7 +1,7 @@
-//! Pure: from the `ConfigMaps` to keepalived's configuration, and which VIPs are left out of it and why.
+//! Pure: from the `ConfigMaps` to what keepalived is to do here, and which VIPs are left out and why.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use shared::config_map::{
@@ -9,29 +9,9 @@ use shared::config_map::{
 };
 use shared::mappings::{Change, Content, Violation};
 use shared::{ClusterNetworks, Mappings, RouteId, Vip};
-use xxhash_rust::xxh3::xxh3_64;
 
+use super::priority::Place;
 use crate::node_facts::{NoUplink, NodeFacts};
-
-/// Not the text of the VIPs: what holds for all of them.
-///
-/// `dynamic_interfaces`: an interface may come later. `reload_check_config`: a reload of a bad
-/// file would end keepalived and leave its VIPs where they are. `vrrp_higher_prio_send_advert`:
-/// a node that slept takes its VIPs back with an announcement. One announcement at once, one a
-/// second later, and one each ten seconds for neighbours that missed them.
-const GLOBAL: &str = "global_defs {
-    vrrp_version 3
-    enable_script_security
-    dynamic_interfaces
-    reload_check_config
-    vrrp_higher_prio_send_advert true
-    vrrp_garp_master_delay 1
-    vrrp_garp_master_repeat 1
-    vrrp_garp_lower_prio_repeat 1
-    vrrp_garp_lower_prio_delay 1
-    vrrp_garp_master_refresh 10
-}
-";
 
 /// What is known of the objects: the latest content of each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,13 +26,24 @@ pub struct Settings {
     pub interface: Option<String>,
     /// Between two adverts of a master.
     pub advert_interval: Duration,
+    /// keepalived may raise its own scheduling priority.
+    pub may_raise_priority: bool,
+    /// The nodes that adverts are sent to, one by one; none: to a multicast group.
+    pub peers: Vec<IpAddr>,
 }
 
-/// What comes of it.
+/// A VIP that this node may hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rendered {
-    /// keepalived's configuration; none without any VIP, then it has nothing to do.
-    pub text: Option<String>,
+pub struct Instance {
+    pub route_id: RouteId,
+    pub interface: String,
+    pub place: Place,
+}
+
+/// What is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    pub instances: BTreeMap<Vip, Instance>,
     /// What is left out or read otherwise than it was meant, ascending.
     pub faults: Vec<String>,
 }
@@ -65,7 +56,7 @@ enum LeftOut {
     #[error(transparent)]
     Violation(#[from] Violation),
     #[error("a VIP cannot be held here: {0}")]
-    NoUplink(#[from] NoUplink),
+    NoUplink(NoUplink),
 }
 
 impl Objects {
@@ -88,8 +79,14 @@ impl Objects {
     }
 
     /// One instance for each VIP of `vip-configmap` (without that object, for each with a route
-    /// id) that this node may hold.
-    pub fn render(&self, facts: &NodeFacts, settings: &Settings) -> Rendered {
+    /// id) that this node can hold. A VIP that was `before` keeps its interface while there is
+    /// none: keepalived sees it come back sooner than anybody else.
+    pub fn wanted(
+        &self,
+        facts: &NodeFacts,
+        settings: &Settings,
+        before: &BTreeMap<Vip, Instance>,
+    ) -> Wanted {
         let empty = BTreeMap::new();
         let data = |object: &str| self.0.get(object).unwrap_or(&empty);
         let ids = decode_route_ids(ROUTE_IDS, data(ROUTE_IDS));
@@ -105,25 +102,30 @@ impl Objects {
             None => mappings.vips().keys().copied().collect(),
         };
 
-        let mut text = GLOBAL.to_owned();
-        let mut any = false;
+        let mut instances = BTreeMap::new();
         for vip in asked_for {
-            let Some(priority) = priority(vip, candidates.entries.get(&vip), &settings.node) else {
+            let nodes = candidates.entries.get(&vip).map_or(&[][..], Vec::as_slice);
+            let Some(route_id) = mappings.vips().get(&vip).copied() else {
+                // It has one, and was named as breaking a rule.
+                if !declared.contains(&vip) {
+                    faults.push(LeftOut::NoRouteId(vip).to_string());
+                }
                 continue;
             };
-            match instance(vip, priority, &mappings, facts, settings) {
-                Ok(instance) => {
-                    any = true;
-                    text.push_str(&instance);
+            let interface = match facts.uplink_for(vip, settings.interface.as_deref()) {
+                Ok(device) => Some(device.name),
+                Err(why) => {
+                    faults.push(LeftOut::NoUplink(why).to_string());
+                    before.get(&vip).map(|instance| instance.interface.clone())
                 }
-                // It has one, and was named as breaking a rule.
-                Err(LeftOut::NoRouteId(vip)) if declared.contains(&vip) => {}
-                Err(left_out) => faults.push(left_out.to_string()),
-            }
+            };
+            let place = Place::of(vip, &settings.node, nodes);
+            instances
+                .extend(interface.map(|interface| (vip, Instance { route_id, interface, place })));
         }
         faults.sort();
         faults.dedup();
-        Rendered { text: any.then_some(text), faults }
+        Wanted { instances, faults }
     }
 }
 
@@ -131,53 +133,4 @@ fn vip_of_key(key: &str, faults: &mut Vec<String>) -> Option<Vip> {
     let addr = addr_of_key(key).map_err(|why| why.to_string());
     let vip = addr.and_then(|addr| Vip::try_from(addr).map_err(|invalid| invalid.to_string()));
     vip.map_err(|why| faults.push(format!("{VIPS}, key {key:?}: {why}"))).ok()
-}
-
-/// How much this node is to hold the VIP, from 1 to 200; none if others are to.
-///
-/// Far apart: the higher one of two is faster to take a VIP over, and clearly so. Without
-/// candidates a number that is always the same spreads the VIPs over the nodes.
-fn priority(vip: Vip, candidates: Option<&Vec<String>>, node: &str) -> Option<u8> {
-    let Some(nodes) = candidates.filter(|nodes| !nodes.is_empty()) else {
-        let number = xxh3_64(format!("{node} {vip}").as_bytes()) % 200 + 1;
-        return u8::try_from(number).ok();
-    };
-    let place = nodes.iter().position(|candidate| candidate == node)?;
-    Some(match place {
-        0 => 200,
-        1 => 150,
-        _ => u8::try_from(12_usize.saturating_sub(place) * 10).unwrap_or(1).max(1),
-    })
-}
-
-fn instance(
-    vip: Vip,
-    priority: u8,
-    mappings: &Mappings,
-    facts: &NodeFacts,
-    settings: &Settings,
-) -> Result<String, LeftOut> {
-    let route_id: RouteId = *mappings.vips().get(&vip).ok_or(LeftOut::NoRouteId(vip))?;
-    let interface = facts.uplink_for(vip, settings.interface.as_deref())?.name;
-    let length = if vip.is_ipv4() { 32 } else { 128 };
-    let advert = settings.advert_interval.as_secs_f64();
-    let mut text = String::new();
-    // Writing to a text does not fail.
-    let _ = write!(
-        text,
-        "
-vrrp_instance {vip} {{
-    state BACKUP
-    nopreempt
-    interface {interface}
-    virtual_router_id {route_id}
-    priority {priority}
-    advert_int {advert:.2}
-    virtual_ipaddress {{
-        {vip}/{length} dev {interface}
-    }}
-}}
-"
-    );
-    Ok(text)
 }

@@ -1,5 +1,6 @@
 //! Reads a node's devices, addresses and on-link networks. Touches nothing.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -16,6 +17,9 @@ use super::routing::wire::{device_of, metric_of, routes_in_table, wire_family};
 use crate::node_facts::{Link, LocalAddress, NodeFacts, OnLink, Routed};
 use crate::routing::{Device, Family};
 
+/// The routing table of the addresses that are this machine's.
+const TABLE_LOCAL: u32 = 255;
+
 /// What could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum FactsError {
@@ -23,11 +27,11 @@ pub enum FactsError {
     Links(#[source] RequestError),
     #[error("cannot read addresses")]
     Addresses(#[source] RequestError),
-    #[error("cannot read the routes of table main")]
+    #[error("cannot read the routes of tables main and local")]
     Routes(#[source] RequestError),
 }
 
-/// Reads the facts, in three dumps and one more for IPv6: not one moment for all of them, so
+/// Reads the facts, in six dumps: not one moment for all of them, so
 /// subscribe to notifications first.
 pub async fn read_node_facts(socket: &RouteSocket) -> Result<NodeFacts, FactsError> {
     let mut facts = NodeFacts::default();
@@ -48,15 +52,21 @@ pub async fn read_node_facts(socket: &RouteSocket) -> Result<NodeFacts, FactsErr
         }
     }
 
+    // An address is told of before it is in force, by the time it takes somebody else's turn on the
+    // processor: what is decided in between is decided as before.
+    let in_force = local_routes(socket).await?;
+    facts.addresses = std::mem::take(&mut facts.addresses)
+        .into_iter()
+        .map(|address| LocalAddress {
+            usable: address.usable && in_force.contains(&address.addr),
+            ..address
+        })
+        .collect();
+
     for family in Family::ALL {
         let question =
             routes_in_table(family, RouteHeader::RT_TABLE_MAIN.into(), RouteType::Unicast);
-        let messages = match socket.dump(question).await {
-            // no route in it yet, or a kernel without IPv6
-            Err(error) if is_absent(&error) => Vec::new(),
-            other => other.map_err(FactsError::Routes)?,
-        };
-        for message in messages {
+        for message in routes(socket, question).await? {
             if let RouteNetlinkMessage::NewRoute(message) = message {
                 match way(family, &message) {
                     Some(Way::OnLink(route)) => drop(facts.on_link.insert(route)),
@@ -67,6 +77,34 @@ pub async fn read_node_facts(socket: &RouteSocket) -> Result<NodeFacts, FactsErr
         }
     }
     Ok(facts)
+}
+
+/// The addresses that the kernel's look-up takes for its own.
+async fn local_routes(socket: &RouteSocket) -> Result<BTreeSet<IpAddr>, FactsError> {
+    let mut addresses = BTreeSet::new();
+    for family in Family::ALL {
+        let question = routes_in_table(family, TABLE_LOCAL, RouteType::Local);
+        for message in routes(socket, question).await? {
+            let RouteNetlinkMessage::NewRoute(message) = message else { continue };
+            addresses.extend(message.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(addr)) => Some(IpAddr::from(*addr)),
+                RouteAttribute::Destination(RouteAddress::Inet6(addr)) => Some(IpAddr::from(*addr)),
+                _ => None,
+            }));
+        }
+    }
+    Ok(addresses)
+}
+
+/// None where there is no route in the table yet, or the kernel lacks IPv6.
+async fn routes(
+    socket: &RouteSocket,
+    question: RouteNetlinkMessage,
+) -> Result<Vec<RouteNetlinkMessage>, FactsError> {
+    match socket.dump(question).await {
+        Err(error) if is_absent(&error) => Ok(Vec::new()),
+        other => other.map_err(FactsError::Routes),
+    }
 }
 
 fn is_absent(error: &RequestError) -> bool {

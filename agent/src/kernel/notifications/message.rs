@@ -128,7 +128,9 @@ fn address(payload: &[u8], exists: bool) -> Result<Option<Notice>, Unreadable> {
 }
 
 const TABLE_MAIN: u32 = 254;
+const TABLE_LOCAL: u32 = 255;
 const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
 const RTM_F_CLONED: u32 = 0x200;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
@@ -145,6 +147,9 @@ fn route(payload: &[u8], interest: &Interest, exists: bool) -> Result<Option<Not
     }
     let full = if byte(payload, 0)? == 2 { 32 } else { 128 };
     let length = byte(payload, 1)?;
+    if table == TABLE_LOCAL && length == full && byte(payload, 7)? == RTN_LOCAL {
+        return local_route(payload, exists);
+    }
     if table != TABLE_MAIN
         || length == full
         || byte(payload, 7)? != RTN_UNICAST
@@ -163,6 +168,14 @@ fn route(payload: &[u8], interest: &Interest, exists: bool) -> Result<Option<Not
     }
     let device = find(payload, 12, RTA_OIF, number)?.filter(|_| exists);
     Ok(device.map(|device| Notice::Routed { device }))
+}
+
+/// An address is told of a moment before it is in force, and before it no longer is; this is the moment.
+fn local_route(payload: &[u8], exists: bool) -> Result<Option<Notice>, Unreadable> {
+    let addr = find(payload, 12, RTA_DST, ip)?.ok_or(Unreadable)?;
+    let device = find(payload, 12, RTA_OIF, number)?.unwrap_or_default();
+    let address = Notice::Address { addr, device, usable: exists };
+    Ok((!is_link_local(addr)).then_some(address))
 }
 
 const FRA_PRIORITY: u16 = 6;

@@ -1,0 +1,131 @@
+//! Real keepalived under the launcher: whatever befalls the holder, its VIPs go on elsewhere, no session breaks and
+//! nothing leaks. How fast that is belongs into the benchmark `failover`; here machines are crowded.
+
+#![expect(clippy::print_stdout, reason = "figures, for whoever runs it with --nocapture")]
+
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+use tests::{Family, Fault, Gateways, Outcome, wait_until};
+
+const ARGUMENTS: [&str; 2] = ["--advert-interval-ms", "100"];
+const RATE: u32 = 200;
+/// How soon all traffic has to flow again on a crowded machine, TCP's back-off included.
+const SOON: Duration = Duration::from_secs(8);
+
+/// Lets it happen to the holder while pods talk, and mends it; the VIPs move where they are to, and stay.
+fn survives(gateways: &mut Gateways, fault: Fault) -> Result<Vec<Outcome>> {
+    let holder = gateways.holder()?;
+    gateways.await_settled()?;
+    let nodes: Vec<usize> = (1..=3).filter(|node| !fault.cuts_off() || *node != holder).collect();
+    let watches = Family::ALL.map(|family| gateways.watch(family, &nodes, RATE));
+    let watches = watches.into_iter().collect::<Result<Vec<_>>>()?;
+    gateways.strike(fault, holder)?;
+    let moved = || gateways.holder().is_ok_and(|now| now != holder);
+    if fault == Fault::KeepalivedFrozen || fault.cuts_off() {
+        // What is left of them on a node that is cut off is in nobody's way.
+        let elsewhere = || {
+            Gateways::vips()
+                .iter()
+                .all(|vip| gateways.cluster.lab.holders(*vip).iter().any(|node| *node != holder))
+        };
+        assert!(wait_until(SOON, elsewhere), "{fault:?}: no other node takes over");
+    } else if fault.moves() {
+        assert!(wait_until(SOON, moved), "{fault:?}: the VIPs stay");
+    }
+    for watch in &watches {
+        watch.goes_on(SOON)?;
+    }
+    gateways.mend(fault, holder)?;
+    let after = gateways.holder()?;
+    if fault.moves() && fault != Fault::KeepalivedFrozen {
+        assert_ne!(after, holder, "{fault:?}");
+    }
+    for watch in &watches {
+        watch.goes_on(SOON)?;
+    }
+    gateways.await_neighbours(after)?;
+    let mut outcomes = Vec::new();
+    for watch in watches {
+        let outcome = watch.finish()?;
+        outcome.is_clean()?;
+        println!("{fault:?} of n{holder}, then n{after}:");
+        outcome.pods.iter().for_each(|pod| println!("  {pod}"));
+        outcomes.push(outcome);
+    }
+    Ok(outcomes)
+}
+
+#[test]
+fn vips_survive_the_loss_of_a_link_and_of_a_node() -> Result<()> {
+    let mut gateways = Gateways::start(&ARGUMENTS)?;
+    survives(&mut gateways, Fault::Unplugged)?;
+    survives(&mut gateways, Fault::PoweredOff)?;
+    Ok(())
+}
+
+#[test]
+fn vips_survive_keepalived() -> Result<()> {
+    let mut gateways = Gateways::start(&ARGUMENTS)?;
+    survives(&mut gateways, Fault::KeepalivedKilled)?;
+    survives(&mut gateways, Fault::KeepalivedFrozen)?;
+    Ok(())
+}
+
+#[test]
+fn vips_leave_a_node_whose_agent_is_dead_or_frozen_without_loss() -> Result<()> {
+    let mut gateways = Gateways::start(&ARGUMENTS)?;
+    survives(&mut gateways, Fault::AgentKilled)?;
+    survives(&mut gateways, Fault::AgentFrozen)?;
+    Ok(())
+}
+
+#[test]
+fn a_launcher_that_dies_is_not_noticed_and_one_that_stops_or_is_emptied_hands_over() -> Result<()> {
+    let mut gateways = Gateways::start(&ARGUMENTS)?;
+    let holder = gateways.holder()?;
+    let process = gateways.launcher(holder)?.keepalived();
+    for outcome in survives(&mut gateways, Fault::LauncherKilled)? {
+        assert_eq!(outcome.lost(), 0);
+    }
+    assert_eq!(gateways.holder()?, holder);
+    assert_eq!(gateways.launcher(holder)?.keepalived(), process, "it was taken over");
+    survives(&mut gateways, Fault::Stopped)?;
+    survives(&mut gateways, Fault::Drained)?;
+    Ok(())
+}
+
+#[test]
+fn when_all_are_equally_bad_one_holds_and_nothing_flaps() -> Result<()> {
+    let mut gateways = Gateways::start(&ARGUMENTS)?;
+    for node in 1..=3 {
+        gateways.cluster.agent(node)?.kill(Signal::SIGKILL)?;
+    }
+    for node in 1..=3 {
+        let launcher = gateways.launcher(node)?;
+        assert!(wait_until(SOON, || launcher.metric("agent_ready").is_ok_and(|ready| ready < 0.5)));
+    }
+    let holder = gateways.holder()?;
+    let watch = gateways.watch(Family::V4, &[1, 2, 3], RATE)?;
+    let gained = |gateways: &mut Gateways| -> Result<f64> {
+        (1..=3).map(|node| gateways.launcher(node)?.metric("vips_gained_total")).sum()
+    };
+    let before = gained(&mut gateways)?;
+    assert!(!wait_until(Duration::from_secs(2), || gateways.holder().ok() != Some(holder)));
+    assert_eq!(gained(&mut gateways)?.to_bits(), before.to_bits());
+    let outcome = watch.finish()?;
+    outcome.is_clean()?;
+    assert_eq!(outcome.lost(), 0);
+    // A better one comes, and has them.
+    let better = holder % 3 + 1;
+    gateways.cluster.start_agent(better)?;
+    gateways.await_holder(better)?;
+    // All are gone, and one comes back.
+    for node in 1..=3 {
+        gateways.launcher(node)?.stop()?;
+    }
+    assert_eq!(gateways.cluster.lab.held(), [0, 0, 0], "nothing is left behind");
+    gateways.launcher(3)?.start_again()?;
+    gateways.await_holder(3)
+}
