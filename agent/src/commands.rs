@@ -17,10 +17,11 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::errno::Errno;
 use prometheus_client::registry::Registry;
-use shared::telemetry::{self, Health, LogsError, ServeError};
+use shared::telemetry::{self, Health, LogsError, Page, ServeError};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
@@ -35,6 +36,7 @@ use crate::kernel::{Kernel, KernelError};
 use crate::kernel_state::Observed;
 use crate::metrics::Metrics;
 use crate::node_facts::NoUplink;
+use crate::node_report::CONFLICTS_PATH;
 use crate::report::{Report, report};
 use crate::routing::InvalidOwnership;
 use crate::run::Agent;
@@ -243,7 +245,7 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
     registry.register_collector(Box::new(KernelCounters::of(cli.kernel.tables())));
     let health = Health::new(STUCK_AFTER);
     let shutdown = CancellationToken::new();
-    let server = serve_aside(listener, registry, health.clone(), shutdown.clone())?;
+    let server = serve_aside(listener, registry, health.clone(), Vec::new(), shutdown.clone())?;
     stop_on_signals(&shutdown)?;
 
     let span = info_span!("agent", node);
@@ -283,9 +285,12 @@ async fn keepalived(options: &Keepalived) -> anyhow::Result<()> {
     let health = Health::new(STUCK_AFTER);
     let metrics = LauncherMetrics::register(&mut registry);
     let shutdown = CancellationToken::new();
-    let server = serve_aside(listener, registry, health.clone(), shutdown.clone())?;
+    let (conflicts, text) = watch::channel(String::new());
+    let pages = vec![Page { path: CONFLICTS_PATH, text }];
+    let server = serve_aside(listener, registry, health.clone(), pages, shutdown.clone())?;
     stop_on_signals(&shutdown)?;
     let launcher = Launcher {
+        conflicts,
         source,
         supervisor: Supervisor::new(
             &options.keepalived,
@@ -345,6 +350,7 @@ fn serve_aside(
     listener: TcpListener,
     registry: Registry,
     health: Health,
+    pages: Vec<Page>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
     let listener = listener.into_std().context("cannot hand over the port")?;
@@ -352,7 +358,7 @@ fn serve_aside(
         let runtime = runtime()?;
         runtime.block_on(async {
             let listener = TcpListener::from_std(listener).context("cannot take over the port")?;
-            Ok(telemetry::serve(listener, registry, health, shutdown).await?)
+            Ok(telemetry::serve_with(listener, registry, health, pages, shutdown).await?)
         })
     };
     let thread = thread::Builder::new().name("probes".to_owned());

@@ -6,7 +6,7 @@
 //! - a VIP that is no longer wanted is let go last by its holder, so that it does not hop from node to node;
 //! - on SIGTERM the VIPs are handed over before keepalived ends, and none is left behind.
 
-mod agent_health;
+pub(crate) mod agent_health;
 pub mod config;
 pub mod hearing;
 mod metrics;
@@ -74,6 +74,8 @@ pub struct Launcher {
     pub agent: Option<SocketAddr>,
     pub metrics: Metrics,
     pub health: Health,
+    /// Takes what is seen of others that use VIPs of ours: lines, each a VIP and what.
+    pub conflicts: watch::Sender<String>,
 }
 
 /// The launcher at work.
@@ -82,6 +84,7 @@ struct Work {
     settings: Settings,
     metrics: Metrics,
     health: Health,
+    conflicts: watch::Sender<String>,
     tracked: Tracked,
     state: State,
     standing: Option<Standing>,
@@ -99,7 +102,7 @@ struct Work {
 impl Launcher {
     /// Runs until `shutdown`, and has the VIPs let go then.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), LauncherError> {
-        let Self { mut source, supervisor, settings, agent, metrics, health } = self;
+        let Self { mut source, supervisor, settings, agent, metrics, health, conflicts } = self;
         let kernel = RouteSocket::open().map_err(KernelError::RouteSocket)?;
         let mut notifications = Notifications::subscribe(Interest {
             owned: Ownership::default(),
@@ -133,6 +136,7 @@ impl Launcher {
             settings,
             metrics,
             health,
+            conflicts,
             tracked,
             kernel,
         };
@@ -384,7 +388,16 @@ impl Work {
         self.metrics.vips.set(count.0);
         self.metrics.held.set(count.1);
         self.metrics.faults.set(i64::try_from(faults.others.len()).unwrap_or(i64::MAX));
-        self.tell(faults.others.into_iter().chain(faults.conflicts).collect());
+        let lines: Vec<String> =
+            faults.conflicts.iter().map(|(vip, seen)| format!("{vip} {seen}\n")).collect();
+        self.conflicts.send_if_modified(|told| {
+            let lines = lines.concat();
+            let news = *told != lines;
+            *told = lines;
+            news
+        });
+        let conflicts = faults.conflicts.into_iter().map(|(_, seen)| seen);
+        self.tell(faults.others.into_iter().chain(conflicts).collect());
         if !self.has_read {
             self.health.set_unready("VIPs were not read yet");
         } else if self.supervisor.accepted().is_some() && !self.supervisor.is_running() {

@@ -5,6 +5,7 @@
 //! What fails is tried again. Nobody waits for any of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
@@ -14,7 +15,8 @@ use kube::Api;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use shared::Vip;
 use shared::config_map::{
-    NodeReport, REPORT_LABEL, decode_node_report, encode_node_report, label_of_node, report_of_node,
+    NodeReport, REPORT_LABEL, decode_node_report, encode_node_report, label_of_node, report_keys,
+    report_of_node,
 };
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -22,6 +24,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::api_server::{ANSWER_WITHIN, ApiThread, told};
+use crate::keepalived::agent_health::fetch;
 
 /// Whose fields of the object are ours.
 const FIELD_MANAGER: &str = "egress-agent";
@@ -31,6 +34,15 @@ const BETWEEN_WRITES: Duration = Duration::from_secs(1);
 const BETWEEN_LOOKS: Duration = Duration::from_mins(5);
 /// The longest message, in characters.
 const LONGEST_MESSAGE: usize = 1000;
+
+/// Where the launcher of keepalived on this node serves what it has seen of others that use our VIPs.
+const LAUNCHER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9799);
+/// The path of that.
+pub const CONFLICTS_PATH: &str = "/conflicts";
+/// How often it is asked, and how long an answer may take and be, in bytes.
+const BETWEEN_QUESTIONS: Duration = Duration::from_secs(5);
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+const LONGEST_ANSWER: u64 = 200_000;
 
 /// What the agent knows of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +68,10 @@ impl Reporter {
         let (standing, news) = watch::channel(None);
         let name = report_of_node(node);
         let config_maps = api.config_maps();
-        let writer = Writer { config_maps, name, node: node.to_owned(), news, complained: false };
+        let (sender, conflicts) = watch::channel(Conflicts::new());
+        drop(api.runtime().spawn(watch_conflicts(LAUNCHER, sender)));
+        let writer =
+            Writer { config_maps, name, node: node.to_owned(), news, conflicts, complained: false };
         Self { standing, task: api.runtime().spawn(writer.run()).abort_handle() }
     }
 
@@ -81,6 +96,7 @@ struct Writer {
     name: String,
     node: String,
     news: watch::Receiver<Option<Standing>>,
+    conflicts: watch::Receiver<Conflicts>,
     complained: bool,
 }
 
@@ -100,9 +116,10 @@ impl Writer {
         let (mut write_at, mut look_at) = (Instant::now(), Instant::now() + BETWEEN_LOOKS);
         loop {
             let standing = self.news.borrow_and_update().clone();
+            let conflicts = self.conflicts.borrow_and_update().clone();
             let mut wake_at = look_at;
             if let Some(standing) = standing {
-                last = report(&standing, &last, Timestamp::now());
+                last = report(&standing, &last, conflicts, Timestamp::now());
                 if written.as_ref() != Some(&last) {
                     if is_urgent(written.as_ref(), &last) || Instant::now() >= write_at {
                         match self.write(&last).await {
@@ -124,6 +141,7 @@ impl Writer {
             }
             tokio::select! {
                 changed = self.news.changed() => if changed.is_err() { return },
+                Ok(()) = self.conflicts.changed() => {}
                 () = sleep_until(wake_at) => {}
             }
             if Instant::now() >= look_at {
@@ -193,7 +211,12 @@ fn backoff() -> ExponentialBackoff {
 }
 
 /// The report to write, after `last`. A VIP that was held before is held since then.
-fn report(standing: &Standing, last: &NodeReport, now: Timestamp) -> NodeReport {
+fn report(
+    standing: &Standing,
+    last: &NodeReport,
+    conflicts: Conflicts,
+    now: Timestamp,
+) -> NodeReport {
     let Standing { holds, synced, message } = standing;
     let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
     NodeReport {
@@ -207,7 +230,25 @@ fn report(standing: &Standing, last: &NodeReport, now: Timestamp) -> NodeReport 
         synced: *synced,
         message: message.trim().chars().take(LONGEST_MESSAGE).collect(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        conflicts: BTreeMap::new(),
+        conflicts,
+    }
+}
+
+type Conflicts = BTreeMap<Vip, String>;
+
+/// Asks until nobody listens any more. Where no launcher answers, nothing is known of conflicts.
+async fn watch_conflicts(launcher: SocketAddr, told: watch::Sender<Conflicts>) {
+    while !told.is_closed() {
+        let answer = timeout(TOLD_WITHIN, fetch(launcher, CONFLICTS_PATH, LONGEST_ANSWER)).await;
+        let text = answer.ok().and_then(Result::ok).unwrap_or_default();
+        let data = [(report_keys::CONFLICTS.to_owned(), text)].into();
+        let conflicts = decode_node_report(CONFLICTS_PATH, &data).entries.conflicts;
+        told.send_if_modified(|known| {
+            let news = *known != conflicts;
+            *known = conflicts;
+            news
+        });
+        sleep(BETWEEN_QUESTIONS).await;
     }
 }
 
@@ -218,6 +259,10 @@ fn is_urgent(written: Option<&NodeReport>, report: &NodeReport) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::registry::Registry;
+    use shared::telemetry::{Health, Page, listen, serve_with};
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
 
     fn standing(holds: Option<&[&str]>) -> Standing {
@@ -232,22 +277,54 @@ mod tests {
     #[test]
     fn a_vip_is_held_since_it_came() {
         let (a, b) = ("192.0.2.1", "192.0.2.2");
-        let first = report(&standing(Some(&[a])), &NodeReport::default(), at(1));
-        let second = report(&standing(Some(&[a, b])), &first, at(2));
+        let first = report(&standing(Some(&[a])), &NodeReport::default(), Conflicts::new(), at(1));
+        let second = report(&standing(Some(&[a, b])), &first, Conflicts::new(), at(2));
         let since = |report: &NodeReport| report.holds.values().copied().collect::<Vec<_>>();
         assert_eq!(since(&second), [at(1), at(2)]);
         assert!(is_urgent(Some(&first), &second));
-        let gone = report(&standing(Some(&[b])), &second, at(3));
-        let back = report(&standing(Some(&[a, b])), &gone, at(4));
+        let gone = report(&standing(Some(&[b])), &second, Conflicts::new(), at(3));
+        let back = report(&standing(Some(&[a, b])), &gone, Conflicts::new(), at(4));
         assert_eq!(since(&back), [at(4), at(2)]);
-        assert_eq!(report(&standing(None), &back, at(5)).holds, back.holds, "not known");
+        assert_eq!(
+            report(&standing(None), &back, Conflicts::new(), at(5)).holds,
+            back.holds,
+            "not known"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_the_launcher_has_seen_is_known_until_it_is_over() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let lines = "192.0.2.1 192.0.2.9 uses route id 7\nnonsense\n192.0.2.1 more\n".to_owned();
+        let (page, text) = watch::channel(lines);
+        let pages = vec![Page { path: CONFLICTS_PATH, text }];
+        let health = Health::new(Duration::from_mins(1));
+        let shutdown = CancellationToken::new();
+        let registry = Registry::default();
+        tokio::spawn(serve_with(listener, registry, health, pages, shutdown.clone()));
+        let (sender, mut known) = watch::channel(Conflicts::new());
+        tokio::spawn(watch_conflicts(addr, sender));
+        let seen = known.wait_for(|known| !known.is_empty()).await.unwrap().clone();
+        let expected = ("192.0.2.1".parse().unwrap(), "192.0.2.9 uses route id 7; more".to_owned());
+        assert_eq!(seen, [expected].into());
+        let report = super::report(&standing(None), &NodeReport::default(), seen, at(1));
+        assert_eq!(report.conflicts.len(), 1);
+        page.send_replace(String::new());
+        known.wait_for(BTreeMap::is_empty).await.unwrap();
+        shutdown.cancel();
     }
 
     #[test]
     fn only_vips_are_urgent() {
-        let first = report(&standing(Some(&["192.0.2.1"])), &NodeReport::default(), at(1));
+        let first = report(
+            &standing(Some(&["192.0.2.1"])),
+            &NodeReport::default(),
+            Conflicts::new(),
+            at(1),
+        );
         let failed = Standing { synced: false, message: "x".repeat(2000), ..standing(None) };
-        let second = report(&failed, &first, at(2));
+        let second = report(&failed, &first, Conflicts::new(), at(2));
         assert!(!is_urgent(Some(&first), &second));
         assert_ne!(first, second);
         assert_eq!(second.message.len(), LONGEST_MESSAGE);

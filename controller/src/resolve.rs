@@ -13,6 +13,7 @@ mod matching;
 mod networks;
 mod owners;
 mod placement;
+mod reported;
 mod tally;
 #[cfg(test)]
 mod tests;

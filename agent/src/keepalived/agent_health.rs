@@ -62,20 +62,25 @@ async fn ask(addr: SocketAddr) -> Result<(), String> {
 }
 
 async fn get(addr: SocketAddr, path: &str) -> Result<(), String> {
+    fetch(addr, path, 4096).await.map(drop)
+}
+
+/// The body of the answer, of which at most `most` bytes are read; the error says what is wrong.
+pub(crate) async fn fetch(addr: SocketAddr, path: &str, most: u64) -> Result<String, String> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
     let talk = async {
         let mut stream = TcpStream::connect(addr).await?;
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
-        stream.take(4096).read_to_end(&mut answer).await?;
+        stream.take(most).read_to_end(&mut answer).await?;
         Ok::<_, std::io::Error>(answer)
     };
     let answer = talk.await.map_err(|error| error.to_string())?;
     let answer = String::from_utf8_lossy(&answer);
-    if answer.starts_with("HTTP/1.1 200 ") {
-        return Ok(());
-    }
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).trim();
+    if answer.starts_with("HTTP/1.1 200 ") {
+        return Ok(body.to_owned());
+    }
     Err(if body.is_empty() { "no answer of HTTP".to_owned() } else { body.to_owned() })
 }
 

@@ -108,12 +108,17 @@ impl Hearing {
     }
 
     /// What has been wrong for a while and still is.
-    pub fn conflicts(&mut self, now: Instant) -> Vec<String> {
+    pub fn conflicts(&mut self, now: Instant) -> Vec<(Vip, String)> {
         self.conflicts.retain(|_, period| now - period.last < FORGOTTEN_AFTER);
         let standing = self.conflicts.iter().filter(|(_, period)| {
             period.last.saturating_duration_since(period.first) >= REPORTED_AFTER
         });
-        standing.map(|(conflict, period)| told(conflict, &period.addresses)).collect()
+        standing
+            .map(|(conflict, period)| {
+                let (Conflict::Id { vip, .. } | Conflict::Address { vip, .. }) = conflict;
+                (*vip, told(conflict, &period.addresses))
+            })
+            .collect()
     }
 }
 
@@ -177,7 +182,7 @@ mod tests {
         assert_eq!(hear(advert("fe80::2", 7, 100, &["fd00::7"])), vip("fd00::7"));
         assert_eq!(hear(advert("192.0.2.2", 7, 0, &["192.0.2.7"])), None);
         assert_eq!(hear(advert("192.0.2.2", 9, 100, &["192.0.2.9"])), None);
-        assert_eq!(hearing.conflicts(now), [""; 0]);
+        assert_eq!(hearing.conflicts(now), []);
     }
 
     #[test]
@@ -185,20 +190,24 @@ mod tests {
         let (mut hearing, start) = (hearing(), Instant::now());
         for second in 0..=5 {
             let now = start + Duration::from_secs(second);
-            assert_eq!(hearing.conflicts(now), [""; 0]);
+            assert_eq!(hearing.conflicts(now), []);
             assert_eq!(hearing.hear(&advert("192.0.2.9", 7, 100, &["192.0.2.50"]), now), None);
             assert_eq!(hearing.hear(&advert("192.0.2.9", 30, 9, &["192.0.2.8"]), now), None);
         }
         let now = start + Duration::from_secs(5);
         assert_eq!(
-            hearing.conflicts(now),
+            hearing
+                .conflicts(now)
+                .iter()
+                .map(|(vip, seen)| format!("{vip}: {seen}"))
+                .collect::<Vec<_>>(),
             [
-                "192.0.2.9 on this network uses route id 7 of VIP 192.0.2.7 as a VRRP id, for \
+                "192.0.2.7: 192.0.2.9 on this network uses route id 7 of VIP 192.0.2.7 as a VRRP id, for \
                  192.0.2.50; give the VIP another route id",
-                "192.0.2.9 on this network announces VIP 192.0.2.8 as well, with VRRP id 30; two \
+                "192.0.2.8: 192.0.2.9 on this network announces VIP 192.0.2.8 as well, with VRRP id 30; two \
                  machines hold one address",
             ]
         );
-        assert_eq!(hearing.conflicts(now + FORGOTTEN_AFTER), [""; 0]);
+        assert_eq!(hearing.conflicts(now + FORGOTTEN_AFTER), []);
     }
 }

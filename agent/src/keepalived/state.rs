@@ -41,7 +41,7 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     pub(super) others: Vec<String>,
-    pub(super) conflicts: Vec<String>,
+    pub(super) conflicts: Vec<(Vip, String)>,
 }
 
 impl State {

@@ -2,14 +2,10 @@
 //!
 //! The gateways of the nodes' network are not known here: nothing that is observed names them.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
-use k8s_openapi::jiff::Timestamp;
 use shared::crd;
 use shared::route_id::InvalidRouteId;
 use shared::vip::InvalidVip;
@@ -17,7 +13,8 @@ use shared::{ClusterNetworks, RouteId, Vip};
 
 use super::addresses::Addresses;
 use super::age::{age, key};
-use crate::model::{Finding, Node, ObjectKey, Observed, VipReason};
+use super::reported::Reported;
+use crate::model::{Finding, ObjectKey, Observed, VipReason};
 use crate::route_ids::{Need, Refusal, allocate};
 
 /// Every Vip, judged.
@@ -95,13 +92,14 @@ pub(super) fn judge<'a>(
     };
     let ids = allocate(&askable.iter().map(need).collect::<Vec<_>>());
 
+    let mut reported = Reported::new(observed);
     let mut accepted = BTreeMap::new();
     for (&(vip, object, _), id) in askable.iter().zip(ids) {
         match id {
             Ok(route_id) => {
-                let mut holders = holders(vip, observed).into_iter();
+                let mut holders = reported.holders(vip, observed.now).into_iter();
                 let (holder, other_holders) = (holders.next(), holders.collect());
-                let conflicts = conflicts(vip, observed);
+                let conflicts = reported.conflicts(vip);
                 let of = Accepted { object, route_id, holder, other_holders, conflicts };
                 accepted.insert(vip, of);
             }
@@ -202,35 +200,4 @@ fn no_route_id(
             format!("all {} route ids are taken; remove a Vip", RouteId::MAX),
         ),
     }
-}
-
-/// For how long two nodes may say that they hold a VIP while it moves: one of them reports late,
-/// or is gone and was not noticed yet.
-const MOVES_WITHIN: Duration = Duration::from_mins(2);
-
-/// The nodes that have the address, by what they report; the first of them counts: a ready one, and
-/// the one that got it last. A node that lost its power cannot take back what it reported.
-fn holders(vip: Vip, observed: &Observed) -> Vec<&str> {
-    let held = |node: &'_ Arc<Node>| observed.reports.get(&node.name)?.holds.get(&vip).copied();
-    let mut holders: Vec<_> = observed
-        .nodes
-        .iter()
-        .filter_map(|node| Some((node.ready, held(node)?, node.name.as_str())))
-        .collect();
-    holders.sort_by_key(|&(ready, since, name)| (Reverse((ready, since)), name));
-    let lasts = holders.first().is_some_and(|(_, since, _)| *since + MOVES_WITHIN <= observed.now);
-    let counts =
-        |&(place, &(ready, ..)): &(usize, &(bool, Timestamp, &str))| place == 0 || (lasts && ready);
-    holders.iter().enumerate().filter(counts).map(|(_, (.., name))| *name).collect()
-}
-
-/// What nodes have seen of other machines that use the VIP, with the nodes' names.
-fn conflicts(vip: Vip, observed: &Observed) -> Vec<String> {
-    let seen = |node: &'_ Arc<Node>| {
-        let seen = observed.reports.get(&node.name)?.conflicts.get(&vip)?;
-        Some(format!("Node {}: {seen}", node.name))
-    };
-    let mut all: Vec<String> = observed.nodes.iter().filter_map(seen).collect();
-    all.sort();
-    all
 }

@@ -4,7 +4,9 @@
 //! |---|---|---|
 //! | `/healthz` | the main loop turns | it is stuck, the body says for how long |
 //! | `/readyz` | the program does its work | it does not, the body says why |
-//! | `/metrics` | the metrics as OpenMetrics text | |
+//! | `/metrics` | the metrics as `OpenMetrics` text | |
+//!
+//! A program may add pages of its own: [`Page`].
 
 use std::fmt::Display;
 use std::io;
@@ -20,7 +22,7 @@ use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Health;
@@ -44,13 +46,32 @@ pub async fn listen(addr: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(addr).await.map_err(|source| ServeError::Listen { addr, source })
 }
 
-/// Serves until `shutdown` is cancelled, and at most a second longer for what is under way.
-///
-/// Collectors of `registry` run on a thread where they may block, one scrape at a time.
+/// A text that is served as it is when it is asked for.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// Where, with a slash before it.
+    pub path: &'static str,
+    pub text: watch::Receiver<String>,
+}
+
+/// As [`serve_with`], without pages.
 pub async fn serve(
     listener: TcpListener,
     registry: Registry,
     health: Health,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    serve_with(listener, registry, health, Vec::new(), shutdown).await
+}
+
+/// Serves until `shutdown` is cancelled, and at most a second longer for what is under way.
+///
+/// Collectors of `registry` run on a thread where they may block, one scrape at a time.
+pub async fn serve_with(
+    listener: TcpListener,
+    registry: Registry,
+    health: Health,
+    pages: Vec<Page>,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     let probes = Router::new()
@@ -59,7 +80,10 @@ pub async fn serve(
         .with_state(health);
     let metrics =
         Router::new().route("/metrics", get(scrape)).with_state(Arc::new(Mutex::new(registry)));
-    let server = axum::serve(listener, probes.merge(metrics))
+    let pages = pages.into_iter().fold(Router::new(), |router, Page { path, text }| {
+        router.route(path, get(async move || text.borrow().clone()))
+    });
+    let server = axum::serve(listener, probes.merge(metrics).merge(pages))
         .with_graceful_shutdown(shutdown.clone().cancelled_owned())
         .into_future();
     tokio::select! {
