@@ -117,6 +117,12 @@ fn try_out(gateways: &mut Gateways, trial: &Trial, options: &Options) -> Result<
     for family in Family::ALL.into_iter().cycle().take(options.runs) {
         let outcome = strike(gateways, trial, family, options.rate)
             .with_context(|| format!("{}, {family:?}", trial.what))?;
+        let (outage, lost) = (outcome.outage().as_millis(), outcome.lost());
+        println!(
+            "  {}, {family:?}: {outage} ms, {lost} lost, {} broken",
+            trial.what,
+            outcome.broken.len()
+        );
         figures.outages.push(outcome.outage());
         figures.lost.push(outcome.lost());
         figures.leaked += outcome.leaked;
@@ -146,7 +152,7 @@ fn strike(gateways: &mut Gateways, trial: &Trial, family: Family, rate: u32) -> 
     std::thread::sleep(AFTERWARDS);
     watch.goes_on(SOON)?;
     let outcome = watch.finish()?;
-    gateways.holder()?;
+    gateways.holders()?;
     Ok(outcome)
 }
 
