@@ -290,6 +290,7 @@ impl Work {
             self.metrics.released.inc();
         }
         self.remove(&rivals).await;
+        self.supervisor.kill();
         true
     }
 

@@ -247,7 +247,11 @@ impl Gateways {
                 self.launcher(node)?.start_again()
             }
             Fault::KeepalivedKilled => Ok(()),
-            Fault::KeepalivedFrozen => self.launcher(node)?.signal_keepalived(Signal::SIGCONT),
+            Fault::KeepalivedFrozen => {
+                // It may have been ended by its launcher, and the next one not be there yet.
+                drop(self.launcher(node)?.signal_keepalived(Signal::SIGCONT));
+                Ok(())
+            }
             Fault::AgentKilled => self.cluster.start_agent(node),
             Fault::AgentFrozen => self.cluster.agent(node)?.kill(Signal::SIGCONT),
             Fault::LauncherKilled | Fault::Stopped => self.launcher(node)?.start_again(),
