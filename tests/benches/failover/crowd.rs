@@ -11,10 +11,10 @@ use tests::{Family, Lab, Launcher, MappingsDir, UdpProbe, UdpServer, vip, wait_u
 
 use crate::table::{Verdicts, heading, line};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 const PORT: u16 = 7000;
 const HOGS: usize = 16;
-const CROWDED: Duration = Duration::from_secs(60);
+const CROWDED: Duration = Duration::from_mins(1);
 const IDLE: Duration = Duration::from_secs(10);
 
 /// Beside the nodes' own addresses a subnet of 256 has no room for so many: the last 102 are IPv6.
@@ -59,7 +59,7 @@ pub(crate) fn measure(advert_interval_ms: u64, verdicts: &mut Verdicts) -> Resul
     line(&format!("one more is there after {} ms", took.as_millis()));
     #[expect(clippy::cast_precision_loss, reason = "small numbers")]
     let lost = report.lost as f64;
-    let start = advert_interval_ms as f64 * 4.0;
+    let start = Duration::from_millis(advert_interval_ms * 4).as_secs_f64() * 1e3;
     verdicts.at_most(
         "252 VIPs: one added, there after",
         took.as_secs_f64() * 1e3,
