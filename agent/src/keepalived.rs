@@ -160,7 +160,13 @@ impl Launcher {
                 }
                 event = work.supervisor.next() => look = work.take_in(event).await?,
                 Ok(()) = verdict.changed() => work.hear_agent(&verdict.borrow_and_update()),
-                adverts = hear(work.ear.as_mut()) => look = work.hear(&adverts).await,
+                adverts = hear(work.ear.as_mut()) => {
+                    look = work.hear(&adverts).await;
+                    // There may be thousands a second, and nearly all of them are no news.
+                    if !look && wake_at > Instant::now() {
+                        continue;
+                    }
+                }
                 batch = source.next(), if read_at <= Instant::now() && work.stop_by.is_none() => {
                     match batch {
                         Ok(Batch { waiting, changes, .. }) => {
@@ -294,6 +300,7 @@ impl Work {
             self.metrics.released.inc();
         }
         self.remove(&rivals).await;
+        self.supervisor.kill();
         true
     }
 

@@ -154,20 +154,28 @@ impl Gateways {
         self.launchers.get_mut(&node).context("no launcher was started there")
     }
 
-    /// The node that holds both VIPs, once it is one.
-    pub fn holder(&self) -> Result<usize> {
-        let mut holder = None;
+    /// The nodes that hold the VIPs, once each is on one.
+    pub fn holders(&self) -> Result<[usize; 2]> {
+        let on = || Self::vips().map(|vip| self.cluster.lab.holders(vip));
+        let mut holders = on();
         let found = wait_until(SETTLED_WITHIN, || {
-            let [first, second] = Self::vips().map(|vip| self.cluster.lab.holders(vip));
-            holder = first.first().copied();
-            first.len() == 1 && first == second
+            holders = on();
+            holders.iter().all(|nodes| nodes.len() == 1)
         });
-        ensure!(
-            found,
-            "the VIPs are on {:?}",
-            Self::vips().map(|vip| self.cluster.lab.holders(vip))
-        );
-        holder.context("no holder")
+        ensure!(found, "the VIPs are on {holders:?}");
+        let [first, second] = holders.map(|nodes| nodes.first().copied());
+        Ok([first.context("no holder")?, second.context("no holder")?])
+    }
+
+    /// The node that holds both VIPs. Each goes its own way when a node is lost: they are brought together here.
+    pub fn holder(&mut self) -> Result<usize> {
+        let [first, second] = self.holders()?;
+        if first != second {
+            self.prefer(&[first])?;
+            self.await_holder(first)?;
+            self.prefer(&[1, 2, 3])?;
+        }
+        Ok(first)
     }
 
     /// Waits until that node alone holds both VIPs.
@@ -194,15 +202,15 @@ impl Gateways {
         Ok(())
     }
 
-    /// Waits until the host outside knows the node as the place of both VIPs.
-    pub fn await_neighbours(&self, node: usize) -> Result<()> {
+    /// Waits until the host outside knows these nodes as the places of the VIPs.
+    pub fn await_neighbours(&self, nodes: [usize; 2]) -> Result<()> {
         let lab = &self.cluster.lab;
-        let mac = Lab::lan_mac(lab.node(node)).map(|byte| format!("{byte:02x}")).join(":");
-        let known = |vip: &IpAddr| {
+        let known = |(vip, node): (&IpAddr, &usize)| {
+            let mac = Lab::lan_mac(lab.node(*node)).map(|byte| format!("{byte:02x}")).join(":");
             let text = lab.outside().sh(&format!("ip neigh show {vip}"));
             text.is_ok_and(|text| text.contains(&mac))
         };
-        let all = wait_until(SETTLED_WITHIN, || Self::vips().iter().all(known));
+        let all = wait_until(SETTLED_WITHIN, || Self::vips().iter().zip(&nodes).all(known));
         ensure!(all, "neighbours: {}", lab.outside().sh("ip neigh")?);
         Ok(())
     }
@@ -239,7 +247,11 @@ impl Gateways {
                 self.launcher(node)?.start_again()
             }
             Fault::KeepalivedKilled => Ok(()),
-            Fault::KeepalivedFrozen => self.launcher(node)?.signal_keepalived(Signal::SIGCONT),
+            Fault::KeepalivedFrozen => {
+                // It may have been ended by its launcher, and the next one not be there yet.
+                drop(self.launcher(node)?.signal_keepalived(Signal::SIGCONT));
+                Ok(())
+            }
             Fault::AgentKilled => self.cluster.start_agent(node),
             Fault::AgentFrozen => self.cluster.agent(node)?.kill(Signal::SIGCONT),
             Fault::LauncherKilled | Fault::Stopped => self.launcher(node)?.start_again(),

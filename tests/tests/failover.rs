@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
-use tests::{Family, Fault, Gateways, Outcome, wait_until};
+use tests::{Family, Fault, Gateways, Launcher, MappingsDir, Outcome, vip, wait_until};
 
 const ARGUMENTS: [&str; 2] = ["--advert-interval-ms", "100"];
 const RATE: u32 = 200;
@@ -22,7 +22,7 @@ fn survives(gateways: &mut Gateways, fault: Fault) -> Result<Vec<Outcome>> {
     let watches = Family::ALL.map(|family| gateways.watch(family, &nodes, RATE));
     let watches = watches.into_iter().collect::<Result<Vec<_>>>()?;
     gateways.strike(fault, holder)?;
-    let moved = || gateways.holder().is_ok_and(|now| now != holder);
+    let moved = || gateways.holders().is_ok_and(|now| !now.contains(&holder));
     if fault == Fault::KeepalivedFrozen || fault.cuts_off() {
         // What is left of them on a node that is cut off is in nobody's way.
         let elsewhere = || {
@@ -38,9 +38,9 @@ fn survives(gateways: &mut Gateways, fault: Fault) -> Result<Vec<Outcome>> {
         watch.goes_on(SOON)?;
     }
     gateways.mend(fault, holder)?;
-    let after = gateways.holder()?;
+    let after = gateways.holders()?;
     if fault.moves() && fault != Fault::KeepalivedFrozen {
-        assert_ne!(after, holder, "{fault:?}");
+        assert!(!after.contains(&holder), "{fault:?}: {after:?}");
     }
     for watch in &watches {
         watch.goes_on(SOON)?;
@@ -50,8 +50,10 @@ fn survives(gateways: &mut Gateways, fault: Fault) -> Result<Vec<Outcome>> {
     for watch in watches {
         let outcome = watch.finish()?;
         outcome.is_clean()?;
-        println!("{fault:?} of n{holder}, then n{after}:");
-        outcome.pods.iter().for_each(|pod| println!("  {pod}"));
+        println!("{fault:?} of n{holder}, then {after:?}:");
+        for pod in &outcome.pods {
+            println!("  {pod}");
+        }
         outcomes.push(outcome);
     }
     Ok(outcomes)
@@ -112,7 +114,7 @@ fn when_all_are_equally_bad_one_holds_and_nothing_flaps() -> Result<()> {
         (1..=3).map(|node| gateways.launcher(node)?.metric("vips_gained_total")).sum()
     };
     let before = gained(&mut gateways)?;
-    assert!(!wait_until(Duration::from_secs(2), || gateways.holder().ok() != Some(holder)));
+    assert!(!wait_until(Duration::from_secs(2), || gateways.holders().ok() != Some([holder; 2])));
     assert_eq!(gained(&mut gateways)?.to_bits(), before.to_bits());
     let outcome = watch.finish()?;
     outcome.is_clean()?;
@@ -128,4 +130,42 @@ fn when_all_are_equally_bad_one_holds_and_nothing_flaps() -> Result<()> {
     assert_eq!(gateways.cluster.lab.held(), [0, 0, 0], "nothing is left behind");
     gateways.launcher(3)?.start_again()?;
     gateways.await_holder(3)
+}
+
+#[test]
+fn changes_disturb_no_other_vip_and_one_that_is_removed_does_not_hop() -> Result<()> {
+    let mut gateways = Gateways::start(&ARGUMENTS)?;
+    let other = vip(Family::V4, 100);
+    let watch = gateways.watch(Family::V4, &[1, 2, 3], RATE)?;
+    gateways.cluster.mappings.set("vip-candidates", "192.168.122.100", "n2,n3,n1")?;
+    gateways.cluster.mappings.set_vip(other, 70)?;
+    assert!(wait_until(SOON, || gateways.cluster.lab.holders(other) == [2]));
+    let gained = |gateways: &mut Gateways| -> Result<Vec<f64>> {
+        (1..=3).map(|node| gateways.launcher(node)?.metric("vips_gained_total")).collect()
+    };
+    assert!(wait_until(SOON, || gained(&mut gateways).is_ok_and(|gained| gained[1] > 0.5)));
+    let before = gained(&mut gateways)?;
+    gateways.cluster.mappings.remove_vip(other)?;
+    assert!(wait_until(SOON, || gateways.cluster.lab.holders(other).is_empty()));
+    assert_eq!(gained(&mut gateways)?, before, "nobody took it meanwhile");
+    watch.goes_on(SOON)?;
+    let outcome = watch.finish()?;
+    outcome.is_clean()?;
+    assert_eq!(outcome.lost(), 0);
+    Ok(())
+}
+
+#[test]
+fn a_stranger_with_a_route_id_of_ours_is_named() -> Result<()> {
+    let mut gateways = Gateways::start(&ARGUMENTS)?;
+    let mut foreign = MappingsDir::new()?;
+    foreign.set_vip(vip(Family::V4, 250), 64)?;
+    let outside = gateways.cluster.lab.outside().clone();
+    let _stranger = Launcher::start(&outside, &foreign, &["--agent-url", ""])?;
+    let launcher = gateways.launcher(2)?;
+    let noticed = || launcher.metric("conflicts").is_ok_and(|conflicts| conflicts > 0.5);
+    assert!(wait_until(SOON * 2, noticed), "{}", launcher.log());
+    let said = "192.168.122.64 on this network uses route id 64 of VIP 192.168.122.222";
+    assert!(launcher.log().contains(said), "{}", launcher.log());
+    Ok(())
 }

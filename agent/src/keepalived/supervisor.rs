@@ -33,11 +33,11 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(4);
 /// How long a killed process may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(1);
 /// Before it is started again, at least: it doubles each time.
-const SHORTEST_BACKOFF: Duration = Duration::from_millis(500);
+const SHORTEST_BACKOFF: Duration = Duration::from_secs(1);
 /// Before it is started again, at most.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// How many adverts another node may take to have its VIPs, which it lets go as it starts.
-const TAKEN_OVER_WITHIN: u32 = 5;
+const TAKEN_OVER_WITHIN: u32 = 10;
 /// What ran for this long is started again after the shortest wait.
 const GOOD_AFTER: Duration = Duration::from_mins(1);
 /// How often one that is not our child is looked after.
@@ -150,6 +150,15 @@ impl Supervisor {
     pub fn serves(&self) -> bool {
         let vrrp = process::alive(&self.file("vrrp.pid"), &self.configuration());
         self.running.is_some() && vrrp.is_some_and(process::runs)
+    }
+
+    /// Ends it at once, addresses stay. For one that is frozen: it would take itself for the holder when it goes on.
+    pub fn kill(&self) {
+        let Some(running) = &self.running else { return };
+        if let Some(child) = process::alive(&self.file("vrrp.pid"), &self.configuration()) {
+            process::end(child);
+        }
+        running.signal(Signal::SIGKILL);
     }
 
     /// Where keepalived's files are.

@@ -10,6 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockRef, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::time::sleep;
+use tracing::debug;
 
 use crate::keepalived::hearing::Advert;
 
@@ -46,10 +47,11 @@ impl VrrpSocket {
             let v4 = SockRef::from(&self.v4).join_multicast_v4_n(&GROUP_V4, &interface);
             let join_v6 = |socket| SockRef::from(socket).join_multicast_v6(&GROUP_V6, index);
             let v6 = self.v6.as_ref().map_or(Ok(()), join_v6);
-            // An interface without IPv4, or without IPv6, is heard for the other.
-            if v4.is_ok() || v6.is_ok() {
-                self.joined.push(index);
+            for error in [v4, v6].into_iter().filter_map(Result::err) {
+                // An interface without IPv4, or without IPv6, is heard for the other.
+                debug!("interface {index} is heard for one family only: {error}");
             }
+            self.joined.push(index);
         }
     }
 

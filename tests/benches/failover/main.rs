@@ -37,6 +37,9 @@ struct Options {
     /// Packets a second of each pod.
     #[arg(long, default_value_t = 1000)]
     rate: u32,
+    /// Only faults whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
     /// Leaves out the measurements with 252 VIPs.
     #[arg(long)]
     few: bool,
@@ -103,7 +106,8 @@ fn main() -> Result<()> {
 fn measure(options: &Options) -> Result<Vec<Figures>> {
     let interval = options.advert_interval_ms.to_string();
     let mut gateways = Gateways::start(&["--advert-interval-ms", &interval])?;
-    TRIALS.iter().map(|trial| try_out(&mut gateways, trial, options)).collect()
+    let chosen = TRIALS.iter().filter(|trial| trial.what.contains(&options.only));
+    chosen.map(|trial| try_out(&mut gateways, trial, options)).collect()
 }
 
 fn try_out(gateways: &mut Gateways, trial: &Trial, options: &Options) -> Result<Figures> {
@@ -117,6 +121,15 @@ fn try_out(gateways: &mut Gateways, trial: &Trial, options: &Options) -> Result<
     for family in Family::ALL.into_iter().cycle().take(options.runs) {
         let outcome = strike(gateways, trial, family, options.rate)
             .with_context(|| format!("{}, {family:?}", trial.what))?;
+        for pod in &outcome.pods {
+            println!("    {pod}");
+        }
+        let (outage, lost) = (outcome.outage().as_millis(), outcome.lost());
+        println!(
+            "  {}, {family:?}: {outage} ms, {lost} lost, {} broken",
+            trial.what,
+            outcome.broken.len()
+        );
         figures.outages.push(outcome.outage());
         figures.lost.push(outcome.lost());
         figures.leaked += outcome.leaked;
@@ -146,7 +159,7 @@ fn strike(gateways: &mut Gateways, trial: &Trial, family: Family, rate: u32) -> 
     std::thread::sleep(AFTERWARDS);
     watch.goes_on(SOON)?;
     let outcome = watch.finish()?;
-    gateways.holder()?;
+    gateways.holders()?;
     Ok(outcome)
 }
 
@@ -183,7 +196,8 @@ fn judge(options: &Options, figures: &[Figures], verdicts: &mut Verdicts) {
         figures.outages.iter().copied().max().unwrap_or_default().as_secs_f64() * 1e3
     };
     let taken_over = if options.advert_interval_ms <= 100 { 400.0 } else { 800.0 };
-    for (trial, figures) in TRIALS.iter().zip(figures) {
+    let chosen = TRIALS.iter().filter(|trial| trial.what.contains(&options.only));
+    for (trial, figures) in chosen.zip(figures) {
         let what = figures.what;
         match trial.fault {
             Fault::Unplugged | Fault::PoweredOff => {

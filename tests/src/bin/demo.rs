@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::Parser;
 use tests::{
-    Agent, Capture, Family, Host, Lab, MappingsDir, Masquerade, MoveOrder, TcpServer, TcpTransfer,
-    UdpProbe, UdpReport, UdpServer, wait_until,
+    Agent, Capture, Family, Host, Lab, Launcher, MappingsDir, Masquerade, MoveOrder, TcpServer,
+    TcpTransfer, UdpProbe, UdpReport, UdpServer, wait_until,
 };
 
 const PORT: u16 = 9000;
@@ -143,11 +143,56 @@ fn main() -> Result<()> {
     check(&seen, vip, &nodes)?;
     ensure!(broken.is_empty(), "TCP uploads broke: {broken:?}");
 
+    failover(&lab, &mut mappings, vip, &watched, options.stay)?;
+
     say(format!(
         "\nWhat `agent --dump-rules` says on n1:\n\n{}",
         Agent::run(lab.node(1), &["--dump-rules"])?
     ))?;
     say("Every packet of a mapped pod had the VIP. Everything made here is removed again.")
+}
+
+/// keepalived takes the VIP over, and node 1, which holds it, is unplugged.
+fn failover(
+    lab: &Lab,
+    mappings: &mut MappingsDir,
+    vip: IpAddr,
+    watched: &[Watched],
+    stay: u64,
+) -> Result<()> {
+    say(
+        "\nkeepalived takes over, with an advert each 100 ms, and n1, which holds the VIP, is unplugged:",
+    )?;
+    mappings.set("vip-candidates", &vip.to_string().replace(':', "-"), "n1,n2,n3")?;
+    let launchers = lab
+        .nodes()
+        .iter()
+        .map(|node| Launcher::start(node, mappings, &["--advert-interval-ms", "100"]))
+        .collect::<Result<Vec<_>>>()?;
+    let settled = || lab.holders(vip) == [1] && launchers.iter().any(Launcher::holds_for_good);
+    ensure!(wait_until(Duration::from_secs(20), settled), "keepalived does not hold the VIP on n1");
+    settle(watched, |_, _| true)?;
+    let before: Vec<UdpReport> = watched.iter().map(|pod| pod.probe.report()).collect();
+    lab.unplug(1)?;
+    let elsewhere = || lab.holders(vip).iter().any(|node| *node != 1);
+    ensure!(wait_until(Duration::from_secs(10), elsewhere), "no other node takes the VIP over");
+    std::thread::sleep(Duration::from_secs(stay));
+    for (pod, before) in watched.iter().zip(&before) {
+        if pod.mapped && !pod.pod.name.starts_with("p1-") {
+            let lost = pod.probe.report().lost.saturating_sub(before.lost);
+            let outage = lost * 1000 / u64::from(PER_SECOND);
+            say(format!("  {} was without answers for {outage} ms", pod.pod.name))?;
+        }
+    }
+    let holders: Vec<String> = lab.holders(vip).iter().map(|node| format!("n{node}")).collect();
+    say(format!(
+        "  the VIP is on {} now; n1 is plugged in again, and does not take it back",
+        holders.join(", ")
+    ))?;
+    lab.plug_in(1)?;
+    settle(watched, |_, _| true)?;
+    ensure!(lab.holders(vip) != [1], "n1 has taken the VIP back");
+    Ok(())
 }
 
 fn check(seen: &BTreeMap<IpAddr, u64>, vip: IpAddr, nodes: &[IpAddr]) -> Result<()> {
