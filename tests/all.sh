@@ -34,6 +34,8 @@ if ! command -v cargo-deny >/dev/null; then
   cargo install --quiet --locked --debug --root target/tools cargo-deny@0.20.2
   PATH=$PWD/target/tools/bin:$PATH
 fi
+# Also what is built for other systems only, which nothing has fetched yet.
+cargo fetch --quiet --locked
 cargo deny --offline check licenses bans sources
 
 step "everything passed"
