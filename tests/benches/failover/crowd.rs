@@ -41,9 +41,6 @@ pub(crate) fn measure(advert_interval_ms: u64, verdicts: &mut Verdicts) -> Resul
 
     // One more.
     let (number, (new, id)) = numbers().enumerate().last().context("a last one")?;
-    let _servers =
-        lab.nodes().iter().map(|node| UdpServer::start(node, PORT)).collect::<Result<Vec<_>>>()?;
-    let probe = UdpProbe::start(lab.outside(), (first, PORT).into(), 1000)?;
     let gained = |launchers: &[Launcher]| -> Result<f64> {
         launchers.iter().map(|launcher| launcher.metric("vips_gained_total")).sum()
     };
