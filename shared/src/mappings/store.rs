@@ -9,10 +9,10 @@ mod tests;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::claims::{Claims, PodObject};
-use super::{Mappings, Violation, fitting_vips, taken_addresses};
+use super::claims::{Claims, PodObject, Touched};
+use super::{Expected, Mappings, Violation, fitting_vips, taken_addresses};
 use crate::config_map::{self, Object, Rejected, decode_networks, route_id_entries};
-use crate::{PodIp, Vip};
+use crate::{PodIp, PodUid, Vip};
 
 /// News of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Effect {
     pub vips: bool,
     /// Whether the cluster's networks differ now.
     pub networks: bool,
+    /// Whether other pods are expected, or to get something else.
+    pub expected: bool,
     /// The pods that came, went or have another VIP.
     pub pods: BTreeSet<PodIp>,
 }
@@ -66,6 +68,8 @@ pub struct MappingsStore {
     route_ids: Small,
     networks: Small,
     claims: Claims,
+    /// The addresses of pods on this node, as they were learnt here.
+    learnt: BTreeMap<PodUid, BTreeSet<PodIp>>,
     pods_read: BTreeSet<PodObject>,
     /// The object with pods that has to be read; if none, any will do.
     needed: Option<PodObject>,
@@ -132,6 +136,37 @@ impl MappingsStore {
         }
     }
 
+    /// Takes in which addresses the pods of this node have: all that are known. A pod that is
+    /// expected gets at once what it is to get; that lasts until its object names it by its addresses
+    /// or not at all.
+    pub fn learn(&mut self, addresses: BTreeMap<PodUid, BTreeSet<PodIp>>) -> Effect {
+        self.learnt = addresses;
+        let touched = self.join();
+        Effect { pods: self.settle(touched), ..Effect::default() }
+    }
+
+    /// The pods of this node whose objects do not know their addresses yet, and what they will get;
+    /// without a node, of all objects.
+    pub fn expected(&self) -> BTreeMap<PodUid, Expected> {
+        let own = |object: &PodObject| match &self.needed {
+            Some(needed) => object == needed || *object == PodObject::Cluster,
+            None => true,
+        };
+        let expected = self.claims.expected().filter(|(object, ..)| own(object));
+        expected.map(|(_, uid, expected)| (uid, expected)).collect()
+    }
+
+    /// Brings the claims of what was learnt in line; gives the pods whose claims changed, in
+    /// ascending order.
+    fn join(&mut self) -> Vec<PodIp> {
+        let mut claims = BTreeMap::new();
+        for (uid, expected) in self.expected() {
+            let ips = self.learnt.get(&uid).into_iter().flatten();
+            claims.extend(ips.map(|ip| (*ip, expected.of(*ip))));
+        }
+        self.claims.learn(claims)
+    }
+
     /// The mappings, once `vip-routeid-mappings`, `egress-networks` and the node's own object with
     /// pods, or without a node any such object, were read whole.
     pub fn mappings(&self) -> Result<&Mappings, Incomplete> {
@@ -183,21 +218,31 @@ impl MappingsStore {
     }
 
     fn update_pods(&mut self, object: PodObject, content: Content) -> Effect {
-        let touched = match content {
+        let Touched { mut pods, expected } = match content {
             Content::Whole(data) => {
                 let touched = self.claims.replace(&object, &data);
                 self.pods_read.insert(object);
                 touched
             }
-            Content::Keys(keys) => keys
-                .into_iter()
-                .filter_map(|(key, value)| self.claims.set(&object, &key, value.as_deref()))
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .collect(),
-            Content::Missing => Vec::new(),
+            Content::Keys(keys) => {
+                let mut pods = BTreeSet::new();
+                let mut expected = false;
+                for (key, value) in keys {
+                    let touched = self.claims.set(&object, &key, value.as_deref());
+                    pods.extend(touched.pods);
+                    expected |= touched.expected;
+                }
+                Touched { pods: pods.into_iter().collect(), expected }
+            }
+            Content::Missing => Touched::default(),
         };
-        Effect { pods: self.settle(touched), ..Effect::default() }
+        if expected {
+            // In the same breath: an address that an object names at last stays mapped.
+            pods.extend(self.join());
+            pods.sort_unstable();
+            pods.dedup();
+        }
+        Effect { pods: self.settle(pods), expected, ..Effect::default() }
     }
 
     /// Decodes the small objects anew, and settles the pods whose address was or is taken.
@@ -225,6 +270,7 @@ impl MappingsStore {
         Effect {
             vips: vips != self.mappings.vips,
             networks: networks != self.mappings.networks,
+            expected: false,
             pods: self.settle(before.symmetric_difference(&after).copied().collect()),
         }
     }
