@@ -3,6 +3,7 @@
 //! One pass is: observe what is known, [`resolve`], publish, hand what there is to report to those
 //! who write it in their own time: mappings never wait for status.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use tracing::{debug, error, info};
 use crate::leader::Leadership;
 use crate::metrics::{Kind as Judged, Metrics, Part};
 use crate::model::{Reason, Resolved};
-use crate::publish::{PublishError, Publisher, Wanted};
+use crate::publish::{PublishError, Publisher, Shard, Wanted};
 use crate::report::{Task, Writer, report};
 use crate::resolve::resolve;
 use crate::watch::follow;
@@ -219,7 +220,13 @@ impl Controller {
     fn wanted(&self, resolved: Resolved) -> Wanted {
         let counts = resolved.mappers.values().any(|verdict| verdict.counts);
         let published = self.world.config_maps.get(config_map::NETWORKS).is_some();
-        let mut shards = resolved.shards;
+        let mut shards: BTreeMap<String, Shard> = BTreeMap::new();
+        for (node, pods) in resolved.shards {
+            shards.entry(node).or_default().pods = pods;
+        }
+        for (node, expected) in resolved.expected {
+            shards.entry(node).or_default().expected = expected;
+        }
         for node in self.world.nodes() {
             shards.entry(node.name.clone()).or_default();
         }

@@ -17,9 +17,7 @@ use std::fmt::{self, Write};
 use std::net::IpAddr;
 
 pub use self::candidates::{decode_candidates, encode_candidates};
-pub use self::decode::{
-    Decoded, decode_expected, decode_networks, decode_pods, decode_route_ids,
-};
+pub use self::decode::{Decoded, decode_expected, decode_networks, decode_pods, decode_route_ids};
 pub(crate) use self::decode::{PodKey, expected_value, pod_key, pod_value, route_id_entries};
 pub use self::encode::{encode_expected, encode_networks, encode_pods, encode_route_ids};
 pub use self::node_report::{

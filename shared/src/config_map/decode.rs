@@ -87,9 +87,7 @@ pub fn decode_expected(
         if let Ok(PodKey::Uid(uid)) = pod_key(key) {
             let (expected, reason) = expected_value(value);
             decoded.entries.insert(uid, expected);
-            decoded
-                .rejected
-                .extend(reason.map(|reason| Rejected::new(object, key, value, reason)));
+            decoded.rejected.extend(reason.map(|reason| Rejected::new(object, key, value, reason)));
         }
     }
     decoded.rejected.sort();

@@ -46,8 +46,7 @@ pub fn encode_node_report(report: &NodeReport) -> BTreeMap<String, String> {
 /// twice counts since the earlier time.
 pub fn decode_node_report(object: &str, data: &BTreeMap<String, String>) -> Decoded<NodeReport> {
     let text = |key: &str| data.get(key).map(|value| value.trim()).unwrap_or_default();
-    let lines =
-        |key: &str| text(key).lines().map(str::trim).filter(|line: &&str| !line.is_empty());
+    let lines = |key: &str| text(key).lines().map(str::trim).filter(|line: &&str| !line.is_empty());
     let mut rejected = Vec::new();
     let mut pods = BTreeMap::new();
     for line in lines(report_keys::PODS) {

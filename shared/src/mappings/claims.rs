@@ -269,12 +269,7 @@ impl Claims {
     }
 
     /// Sets or removes one entry of an object; gives what that is about.
-    pub(super) fn set(
-        &mut self,
-        object: &PodObject,
-        key: &str,
-        value: Option<&str>,
-    ) -> Touched {
+    pub(super) fn set(&mut self, object: &PodObject, key: &str, value: Option<&str>) -> Touched {
         let touched = self.objects.entry(object.clone()).or_default().set(object, key, value);
         for &pod in &touched.pods {
             self.note(pod, object);

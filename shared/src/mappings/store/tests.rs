@@ -207,7 +207,8 @@ impl Latest {
                     PodKey::Ip(pod) => {
                         let wish = config_map::pod_value(pod, &value);
                         mappings.pods().contains_key(&pod)
-                            && wish.is_ok_and(|vip| vip == claimed[&pod] || joined.contains_key(&pod))
+                            && wish
+                                .is_ok_and(|vip| vip == claimed[&pod] || joined.contains_key(&pod))
                     }
                 });
                 if !fine {
