@@ -77,6 +77,8 @@ pub enum Object<'a> {
     Pods,
     /// The pods of the node with this name, never empty.
     PodsOfNode(&'a str),
+    /// What the node with this name, never empty, says of itself.
+    ReportOfNode(&'a str),
 }
 
 impl<'a> Object<'a> {
@@ -87,8 +89,10 @@ impl<'a> Object<'a> {
             NETWORKS => Some(Self::Networks),
             PODS => Some(Self::Pods),
             _ => {
-                let node = name.strip_prefix(PODS_OF_NODE_PREFIX)?;
-                (!node.is_empty()).then_some(Self::PodsOfNode(node))
+                let pods = name.strip_prefix(PODS_OF_NODE_PREFIX).map(Self::PodsOfNode);
+                let report = || name.strip_prefix(NODE_REPORT_PREFIX).map(Self::ReportOfNode);
+                pods.or_else(report)
+                    .filter(|of| !matches!(of, Self::PodsOfNode("") | Self::ReportOfNode("")))
             }
         }
     }

@@ -160,7 +160,8 @@ proptest! {
 #[case("podip-vip-mappingsx", None)]
 #[case("vip-configmap", None)]
 #[case("vip-candidates", None)]
-#[case("egress-node-a", None)]
+#[case("egress-node-a", Some(Object::ReportOfNode("a")))]
+#[case("egress-node-", None)]
 #[case("", None)]
 fn an_object_is_known_by_its_name(#[case] name: &str, #[case] object: Option<Object<'_>>) {
     assert_eq!(Object::of_name(name), object);

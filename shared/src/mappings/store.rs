@@ -1,7 +1,7 @@
 //! What the objects that were read amount to, kept up to date change by change.
 //!
-//! Objects that mappings are not made of (`vip-configmap`, `vip-candidates`, `egress-node-*`, and
-//! names nobody knows) are ignored.
+//! Objects that mappings are not made of (`vip-configmap`, `vip-candidates`, and names nobody knows)
+//! are ignored.
 
 #[cfg(test)]
 mod tests;
@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::claims::{Claims, PodObject, Touched};
 use super::{Expected, Mappings, Violation, fitting_vips, taken_addresses};
-use crate::config_map::{self, Object, Rejected, decode_networks, route_id_entries};
+use crate::config_map::{
+    self, Object, Rejected, decode_networks, decode_node_report, report_keys, route_id_entries,
+};
 use crate::{PodIp, PodUid, Vip};
 
 /// News of one object.
@@ -69,12 +71,17 @@ pub struct MappingsStore {
     networks: Small,
     claims: Claims,
     /// The addresses of pods on this node, as they were learnt here.
-    learnt: BTreeMap<PodUid, BTreeSet<PodIp>>,
+    learnt: Learnt,
+    /// What other nodes have learnt of theirs, by the objects with their pods.
+    reported: BTreeMap<PodObject, Learnt>,
     pods_read: BTreeSet<PodObject>,
     /// The object with pods that has to be read; if none, any will do.
     needed: Option<PodObject>,
     missing: BTreeSet<String>,
 }
+
+/// The addresses of pods, by their UIDs.
+type Learnt = BTreeMap<PodUid, BTreeSet<PodIp>>;
 
 /// A small object: kept as it is and decoded anew on each change.
 #[derive(Debug, Default)]
@@ -111,10 +118,14 @@ impl MappingsStore {
     pub fn apply(&mut self, change: Change) -> Effect {
         let Change { object, content } = change;
         let Some(kind) = Object::of_name(&object) else { return Effect::default() };
+        if let Object::ReportOfNode(node) = kind {
+            let pods = PodObject::OfNode(node.into());
+            return self.hear_report(pods, &object, content);
+        }
         let pods = match kind {
             Object::PodsOfNode(node) => Some(PodObject::OfNode(node.into())),
             Object::Pods => Some(PodObject::Cluster),
-            Object::RouteIds | Object::Networks => None,
+            Object::RouteIds | Object::Networks | Object::ReportOfNode(_) => None,
         };
         if content == Content::Missing {
             if self.was_read(kind, pods.as_ref()) {
@@ -148,20 +159,47 @@ impl MappingsStore {
     /// The pods of this node whose objects do not know their addresses yet, and what they will get;
     /// without a node, of all objects.
     pub fn expected(&self) -> BTreeMap<PodUid, Expected> {
-        let own = |object: &PodObject| match &self.needed {
+        let expected = self.claims.expected().filter(|(object, ..)| self.is_own(object));
+        expected.map(|(_, uid, expected)| (uid, expected)).collect()
+    }
+
+    /// Whether the object is about pods of this node.
+    fn is_own(&self, object: &PodObject) -> bool {
+        match &self.needed {
             Some(needed) => object == needed || *object == PodObject::Cluster,
             None => true,
+        }
+    }
+
+    /// Takes in what a node reports of its pods: a shorter way than over the object that names them.
+    /// It counts only for pods that this object expects, so no node speaks for those of another.
+    fn hear_report(&mut self, pods: PodObject, object: &str, content: Content) -> Effect {
+        let data = match content {
+            Content::Whole(data) => data,
+            Content::Keys(keys) => {
+                let is_told = |(key, _): &(String, _)| key == report_keys::PODS;
+                let Some((key, value)) = keys.into_iter().rfind(is_told) else {
+                    return Effect::default();
+                };
+                value.into_iter().map(|value| (key.clone(), value)).collect()
+            }
+            Content::Missing => BTreeMap::new(),
         };
-        let expected = self.claims.expected().filter(|(object, ..)| own(object));
-        expected.map(|(_, uid, expected)| (uid, expected)).collect()
+        let report = decode_node_report(object, &data).entries;
+        let learnt = report.pods.into_iter().map(|(uid, ips)| (uid, ips.into_iter().collect()));
+        self.reported.insert(pods, learnt.collect());
+        let touched = self.join();
+        Effect { pods: self.settle(touched), ..Effect::default() }
     }
 
     /// Brings the claims of what was learnt in line; gives the pods whose claims changed, in
     /// ascending order.
     fn join(&mut self) -> Vec<PodIp> {
         let mut claims = BTreeMap::new();
-        for (uid, expected) in self.expected() {
-            let ips = self.learnt.get(&uid).into_iter().flatten();
+        for (object, uid, expected) in self.claims.expected() {
+            let own = Some(&self.learnt).filter(|_| self.is_own(object));
+            let learnt = own.or_else(|| self.reported.get(object));
+            let ips = learnt.and_then(|learnt| learnt.get(&uid)).into_iter().flatten();
             claims.extend(ips.map(|ip| (*ip, expected.of(*ip))));
         }
         self.claims.learn(claims)
@@ -211,6 +249,7 @@ impl MappingsStore {
         match kind {
             Object::RouteIds => self.route_ids.read,
             Object::Networks => self.networks.read,
+            Object::ReportOfNode(_) => false,
             Object::Pods | Object::PodsOfNode(_) => {
                 pods.is_some_and(|pods| self.pods_read.contains(pods))
             }

@@ -183,17 +183,14 @@ impl Latest {
 
     /// What follows from UIDs and addresses learnt.
     fn joined(&self) -> BTreeMap<PodIp, Option<Vip>> {
-        let mut expected = BTreeMap::new();
-        for name in self.pod_objects() {
+        let mut joined = BTreeMap::new();
+        for name in self.pod_objects().into_iter().rev() {
             for (uid, of) in decode_expected(name, &self.of(name)).entries {
-                expected.entry(uid).or_insert(of);
+                let ips = self.learnt.get(&uid).into_iter().flatten();
+                joined.extend(ips.map(|ip| (*ip, of.of(*ip))));
             }
         }
-        let join = |(uid, of): (PodUid, Expected)| {
-            let ips = self.learnt.get(&uid).into_iter().flatten();
-            ips.map(move |ip| (*ip, of.of(*ip))).collect::<Vec<_>>()
-        };
-        expected.into_iter().flat_map(join).collect()
+        joined
     }
 
     /// Object and key of every entry with a pod that does not count as it was meant.
@@ -477,4 +474,28 @@ fn a_new_pod_never_inherits_what_its_address_is_mapped_to() {
              is held in that family because it names two VIPs of it; remove one"
         )]
     );
+}
+
+#[test]
+fn what_a_node_reports_of_its_pods_counts_while_its_object_expects_them() {
+    let report = |node: &str, ip: &str| {
+        whole(&format!("egress-node-{node}"), &[("pods", &format!("{UID} {ip}")), ("synced", "x")])
+    };
+    let mut store = MappingsStore::of_node("a");
+    store.apply(whole("podip-vip-mappings-b", &[(UID, "192.168.0.1")]));
+    store.apply(report("c", "10.0.0.3"));
+    assert_eq!(pods(&store), [""; 0], "it is not a pod of that node");
+    let effect = store.apply(report("b", "10.0.0.2"));
+    assert_eq!(effect.pods, ["10.0.0.2".parse().unwrap()].into());
+    assert_eq!(pods(&store), ["10.0.0.2 192.168.0.1"]);
+    store.apply(missing("egress-node-b"));
+    assert_eq!(pods(&store), [""; 0]);
+    assert_eq!(store.missing().count(), 0, "nodes come and go");
+    store.apply(report("b", "10.0.0.2"));
+    store.apply(whole("podip-vip-mappings-b", &[]));
+    assert_eq!(pods(&store), [""; 0]);
+
+    store.apply(whole("podip-vip-mappings-a", &[(UID, "192.168.0.1")]));
+    store.apply(report("a", "10.0.0.9"));
+    assert_eq!(pods(&store), [""; 0], "a node knows better than its own report");
 }
