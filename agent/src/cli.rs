@@ -109,7 +109,7 @@ pub struct Run {
         default_value = "/var/lib/cni/results",
         env = "CNI_RESULTS_DIR"
     )]
-    pub cni_results_dir: PathBuf,
+    pub cni_results_dir: String,
     /// How often the whole kernel state is looked at, without any notice: seconds, as 5 or 5s.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds,
           allow_negative_numbers = true, env = "UPDATE_INTERVAL")]

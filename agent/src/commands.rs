@@ -10,6 +10,7 @@ mod origin;
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{self, ExitCode, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -236,8 +237,7 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let origin = Origin::open(directory, api_server.as_ref(), &node, &mut registry)?;
-    let results =
-        Some(cli.run.cni_results_dir.as_path()).filter(|path| !path.as_os_str().is_empty());
+    let results = Some(cli.run.cni_results_dir.as_str()).filter(|path| !path.is_empty());
     let results = results.map(|path| (path, ResultMetrics::register(&mut registry)));
     let listener = telemetry::listen(cli.run.listen).await.map_err(|error| match error {
         ServeError::Listen { addr, source } => Refusal::Port { addr, why: source }.into(),
@@ -256,7 +256,7 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
     let agent = Agent {
         sync: Sync::new(kernel, settings.clone(), metrics.clone(), origin.store),
         source: origin.source,
-        results: results.map(|(path, metrics)| CniResults::open(path, metrics)),
+        results: results.map(|(path, metrics)| CniResults::open(Path::new(path), metrics)),
         reporter: origin.reporter,
         notifications,
         metrics,
