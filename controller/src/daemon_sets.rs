@@ -79,7 +79,7 @@ fn works_here<'a>(image: &'a str, field: &'static str) -> Result<&'a str, Unusab
     let is = |known: &&str| {
         repository.strip_suffix(*known).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'))
     };
-    if unusable.iter().any(|known| is(known)) {
+    if unusable.iter().any(is) {
         Err(Unusable::Predecessor { field, image: image.to_owned() })
     } else {
         Ok(image)

@@ -138,7 +138,7 @@ mod tests {
             let pods = pods.into_iter().map(|(uid, n)| {
                 let uid = format!("8f14e45f-ceea-467f-a0e6-5d1c5a3b{uid:04}").parse().unwrap();
                 let ips = [format!("10.0.0.{n}"), format!("fd00::{n}")];
-                (uid, ips[..1 + usize::from(n % 2)].iter().map(|ip| ip.parse().unwrap()).collect())
+                (uid, ips[..=usize::from(n % 2)].iter().map(|ip| ip.parse().unwrap()).collect())
             });
             let (holds, pods) = (holds.collect(), pods.collect());
             let report = NodeReport { holds, synced, message, pods, agent_version };

@@ -54,7 +54,7 @@ async fn addresses_come_with_files_and_go_with_them() {
         .unwrap();
     let mut results = open(path);
     let first = format!("{UID} 10.244.1.5,fd00::5");
-    assert_eq!(lines(&results), [first.clone()]);
+    assert_eq!(lines(&results), std::slice::from_ref(&first));
 
     fs::write(path.join("pods-b-eth0"), result("eth0", OTHER, &["10.244.1.6/24"])).unwrap();
     settle(&mut results, &[first.clone(), format!("{OTHER} 10.244.1.6")]).await;
