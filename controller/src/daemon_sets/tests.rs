@@ -2,7 +2,7 @@ use rstest::rstest;
 
 use super::*;
 
-fn mapper(spec: Value) -> EgressMapper {
+fn mapper(spec: &Value) -> EgressMapper {
     let object = json!({
         "apiVersion": "egress.mapper.com/v1alpha1",
         "kind": "EgressMapper",
@@ -12,7 +12,7 @@ fn mapper(spec: Value) -> EgressMapper {
     serde_json::from_value(object).unwrap()
 }
 
-fn both(spec: Value) -> [DaemonSet; 2] {
+fn both(spec: &Value) -> [DaemonSet; 2] {
     let sets = daemon_sets(&mapper(spec), "default").into_iter().map(Result::unwrap);
     sets.collect::<Vec<_>>().try_into().unwrap()
 }
@@ -39,7 +39,7 @@ fn env(set: &DaemonSet, name: &str) -> Option<String> {
 
 #[test]
 fn selectors_are_those_that_were_published_and_fit_the_pods() {
-    let [agent, keepalived] = both(images());
+    let [agent, keepalived] = both(&images());
     assert_eq!(
         agent.object["spec"]["selector"],
         json!({ "matchLabels": { "app": "kube-egress" } })
@@ -66,7 +66,7 @@ fn an_interval_that_agents_would_refuse_is_never_passed_on(
     #[case] interval: Value,
     #[case] args: &[&str],
 ) {
-    let [agent, _] = both(with("UpdateInterval", interval));
+    let [agent, _] = both(&with("UpdateInterval", interval));
     assert_eq!(container(&agent)["args"], json!(args));
 }
 
@@ -75,13 +75,13 @@ fn an_interval_that_agents_would_refuse_is_never_passed_on(
 #[case(127, "120")]
 #[case(5, "10")]
 fn adverts_are_counted_in_hundredths_of_a_second(#[case] millis: u32, #[case] passed_on: &str) {
-    let [_, keepalived] = both(with("advertIntervalMillis", json!(millis)));
+    let [_, keepalived] = both(&with("advertIntervalMillis", json!(millis)));
     assert_eq!(env(&keepalived, "ADVERT_INTERVAL_MS").as_deref(), Some(passed_on));
 }
 
 #[test]
 fn the_interface_reaches_both() {
-    let [agent, keepalived] = both(with("InterfaceName", json!("eth1")));
+    let [agent, keepalived] = both(&with("InterfaceName", json!("eth1")));
     assert_eq!(container(&agent)["args"], json!(["--interface=eth1"]));
     assert_eq!(env(&keepalived, "INTERFACE_NAME").as_deref(), Some("eth1"));
     assert_eq!(
@@ -96,8 +96,8 @@ fn devices_are_mounted_only_when_asked_for() {
         let all = container(set)["volumeMounts"].as_array().unwrap().clone();
         all.iter().any(|mount| mount["mountPath"] == "/dev")
     };
-    let [_, without] = both(images());
-    let [_, with] = both(with("NeedMountDev", json!(true)));
+    let [_, without] = both(&images());
+    let [_, with] = both(&with("NeedMountDev", json!(true)));
     assert_eq!((mounts(&without), mounts(&with)), (false, true));
     assert_eq!(container(&without)["securityContext"]["privileged"], false);
     assert_eq!(container(&with)["securityContext"]["privileged"], true);
@@ -109,7 +109,7 @@ fn only_gateways_run_keepalived_and_every_node_an_agent() {
         "matchLabels": { "gateway": "yes" },
         "matchExpressions": [{ "key": "zone", "operator": "NotIn", "values": ["c"] }],
     });
-    let [agent, keepalived] = both(with("gatewaySelector", selector));
+    let [agent, keepalived] = both(&with("gatewaySelector", selector));
     assert_eq!(agent.object["spec"]["template"]["spec"].get("affinity"), None);
     let terms = &keepalived.object["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
         ["nodeSelectorTerms"];
@@ -120,13 +120,13 @@ fn only_gateways_run_keepalived_and_every_node_an_agent() {
             { "key": "zone", "operator": "NotIn", "values": ["c"] },
         ] }])
     );
-    let [_, all] = both(with("gatewaySelector", json!({})));
+    let [_, all] = both(&with("gatewaySelector", json!({})));
     assert_eq!(all.object["spec"]["template"]["spec"].get("affinity"), None);
 }
 
 #[test]
 fn a_digest_changes_with_what_is_asked_for_and_not_otherwise() {
-    let digests = |spec| both(spec).map(|set| set.digest);
+    let digests = |spec: Value| both(&spec).map(|set| set.digest);
     let [agent, keepalived] = digests(images());
     assert_eq!(digests(images()), [agent.clone(), keepalived.clone()]);
     let [other, same] = digests(with("KubeEgressImage", json!("a:2")));
@@ -141,14 +141,14 @@ fn a_digest_changes_with_what_is_asked_for_and_not_otherwise() {
 #[case("localhost/kube-egress:0.1.0", true)]
 #[case("registry:5000/notssheehy/kube-egress", true)]
 fn images_of_the_predecessor_are_told_from_ours(#[case] image: &str, #[case] usable: bool) {
-    let sets = daemon_sets(&mapper(with("KubeEgressImage", json!(image))), "default");
+    let sets = daemon_sets(&mapper(&with("KubeEgressImage", json!(image))), "default");
     assert_eq!(sets[0].is_ok(), usable);
     assert!(sets[1].is_ok());
 }
 
 #[test]
 fn an_image_that_is_missing_is_named_and_the_other_daemon_set_made() {
-    let sets = daemon_sets(&mapper(json!({ "KeepalivedVIPImage": "k:1" })), "default");
+    let sets = daemon_sets(&mapper(&json!({ "KeepalivedVIPImage": "k:1" })), "default");
     let error = sets[0].clone().unwrap_err().to_string();
     assert_eq!(error, "KubeEgressImage is not set; name the image of kube-egress");
     assert!(sets[1].is_ok());

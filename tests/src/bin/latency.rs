@@ -6,6 +6,7 @@
 //! packet which the capture sees with the VIP.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::{Write, stdout};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -117,14 +118,15 @@ fn measure(
 ) -> Result<Vec<Duration>> {
     let capture = Capture::start(installation.cluster().lab())?;
     let name = |number: u8| format!("latency-{batch}-{number}");
-    let pods: String = (0..count)
-        .map(|number| {
-            format!(
-                "apiVersion: v1
+    let mut pods = String::new();
+    for number in 0..count {
+        write!(
+            pods,
+            "apiVersion: v1
 kind: Pod
 metadata: {{namespace: default, name: {}, labels: {{app: latency}}}}
 spec:
-  terminationGracePeriodSeconds: 0
+  terminationGracePeriodSeconds: 1
   containers:
     - name: main
       image: localhost/busybox:1
@@ -132,12 +134,11 @@ spec:
       command: [ping, -q, -i, '{}', '{}']
 ---
 ",
-                name(number),
-                options.interval,
-                target(number)
-            )
-        })
-        .collect();
+            name(number),
+            options.interval,
+            target(number)
+        )?;
+    }
     installation.apply(&pods)?;
     let mut seen = BTreeMap::new();
     let all = wait_until(MAPPED_WITHIN, || {
@@ -147,9 +148,11 @@ spec:
             .filter(|(flow, _)| flow.source == IpAddr::V4(VIP))
             .map(|(flow, seen)| (flow.destination, seen.first))
             .collect::<BTreeMap<_, _>>();
+        let appeared = appeared.lock().unwrap_or_else(PoisonError::into_inner);
         seen.len() == usize::from(count)
+            && (0..count).all(|number| appeared.contains_key(&name(number)))
     });
-    ensure!(all, "not all pods were seen with the VIP:\n{}", capture.text());
+    ensure!(all, "not all pods appeared and were seen with the VIP:\n{}", capture.text());
     installation.sh("kubectl delete pods -l app=latency")?;
     let appeared = appeared.lock().unwrap_or_else(PoisonError::into_inner);
     (0..count)
