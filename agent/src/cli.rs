@@ -124,6 +124,14 @@ pub struct Run {
     /// The name of this node, as the cluster calls it; by default the host's name.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node_name: Option<String>,
+    /// Where CNI plugins' results are kept: tells addresses of pods before they start. Empty: nowhere.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/cni/results",
+        env = "CNI_RESULTS_DIR"
+    )]
+    pub cni_results_dir: String,
     /// How often the whole kernel state is looked at, without any notice: seconds, as 5 or 5s.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds,
           allow_negative_numbers = true, env = "UPDATE_INTERVAL")]

@@ -10,6 +10,7 @@ mod origin;
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{self, ExitCode, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -34,12 +35,13 @@ use crate::desired::Settings;
 use crate::keepalived::{Launcher, LauncherError, Metrics as LauncherMetrics, Supervisor};
 use crate::kernel::{Kernel, KernelError};
 use crate::kernel_state::Observed;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ResultMetrics};
 use crate::node_facts::NoUplink;
 use crate::node_report::CONFLICTS_PATH;
 use crate::report::{Report, report};
 use crate::routing::InvalidOwnership;
 use crate::run::Agent;
+use crate::sources::cni_results::CniResults;
 use crate::sources::directory::SourceError;
 use crate::sync::Sync;
 
@@ -237,6 +239,8 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let origin = Origin::open(directory, api_server.as_ref(), &node, &mut registry)?;
+    let results = Some(cli.run.cni_results_dir.as_str()).filter(|path| !path.is_empty());
+    let results = results.map(|path| (path, ResultMetrics::register(&mut registry)));
     let listener = telemetry::listen(cli.run.listen).await.map_err(|error| match error {
         ServeError::Listen { addr, source } => Refusal::Port { addr, why: source }.into(),
         error @ ServeError::Serve(_) => anyhow::Error::from(error),
@@ -254,6 +258,7 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
     let agent = Agent {
         sync: Sync::new(kernel, settings.clone(), metrics.clone(), origin.store),
         source: origin.source,
+        results: results.map(|(path, metrics)| CniResults::open(Path::new(path), metrics)),
         reporter: origin.reporter,
         notifications,
         metrics,

@@ -1,5 +1,6 @@
 //! What the agent tells Prometheus.
 
+mod results;
 mod source;
 
 use std::sync::atomic::AtomicU64;
@@ -15,6 +16,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+pub use self::results::ResultMetrics;
 pub use self::source::{SourceMetrics, WatchMetrics};
 
 /// A part of a synchronisation.
@@ -42,6 +44,7 @@ struct ByPart {
 enum PodState {
     Mapped,
     Held,
+    Expected,
 }
 
 impl Part {
@@ -66,6 +69,7 @@ impl EncodeLabelValue for PodState {
         encoder.write_str(match self {
             Self::Mapped => "mapped",
             Self::Held => "held",
+            Self::Expected => "expected",
         })
     }
 }
@@ -132,7 +136,8 @@ impl Metrics {
         );
         registry.register(
             "pods",
-            "Pods in the mappings: mapped to a VIP, or held for want of one",
+            "Pods in the mappings: mapped to a VIP, held for want of one, or expected: their addresses \
+             are not known",
             metrics.pods.clone(),
         );
         registry.register("vips", "VIPs in the mappings", metrics.vips.clone());
@@ -182,9 +187,10 @@ impl Metrics {
 
     /// What the mappings amount to.
     pub fn mapped(&self, counts: &Counts) {
-        let Counts { mapped, held, vips, vips_here, rejected, missing } = *counts;
+        let Counts { mapped, held, expected, vips, vips_here, rejected, missing } = *counts;
         self.pods.get_or_create(&ByState { state: PodState::Mapped }).set(gauge(mapped));
         self.pods.get_or_create(&ByState { state: PodState::Held }).set(gauge(held));
+        self.pods.get_or_create(&ByState { state: PodState::Expected }).set(gauge(expected));
         self.vips.set(gauge(vips));
         self.vips_here.set(gauge(vips_here));
         self.rejected.set(gauge(rejected));
@@ -205,6 +211,8 @@ impl Metrics {
 pub struct Counts {
     pub mapped: usize,
     pub held: usize,
+    /// Pods of this node whose addresses are not known yet.
+    pub expected: usize,
     pub vips: usize,
     pub vips_here: usize,
     pub rejected: usize,

@@ -1,7 +1,7 @@
 //! What this node says of itself: which VIPs it holds and whether it is in sync, in a `ConfigMap` of its own. The one
 //! thing the agent writes to the API server.
 //!
-//! A VIP that comes or goes is written at once, anything else at most once a second, nothing when nothing differs.
+//! A VIP that comes or goes and an address that was learnt are written at once, anything else at most once a second, nothing when nothing differs.
 //! What fails is tried again. Nobody waits for any of it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,11 +13,11 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{ObjectMeta, Patch, PatchParams};
-use shared::Vip;
 use shared::config_map::{
     NodeReport, REPORT_LABEL, decode_node_report, encode_node_report, label_of_node, report_keys,
     report_of_node,
 };
+use shared::{PodIp, PodUid, Vip};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -54,6 +54,8 @@ pub struct Standing {
     pub synced: bool,
     /// Why it does not.
     pub message: String,
+    /// Addresses of pods that the API server may not know.
+    pub pods: BTreeMap<PodUid, Vec<PodIp>>,
 }
 
 /// Takes what is to be reported. Dropping it ends the reports.
@@ -217,7 +219,7 @@ fn report(
     conflicts: Conflicts,
     now: Timestamp,
 ) -> NodeReport {
-    let Standing { holds, synced, message } = standing;
+    let Standing { holds, synced, message, pods } = standing;
     let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
     NodeReport {
         holds: match holds {
@@ -229,6 +231,7 @@ fn report(
         },
         synced: *synced,
         message: message.trim().chars().take(LONGEST_MESSAGE).collect(),
+        pods: pods.clone(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         conflicts,
     }
@@ -252,9 +255,12 @@ async fn watch_conflicts(launcher: SocketAddr, told: watch::Sender<Conflicts>) {
     }
 }
 
-/// Whether a VIP has come or gone.
+/// Whether a VIP has come or gone, or addresses of a pod were learnt: others wait for that.
 fn is_urgent(written: Option<&NodeReport>, report: &NodeReport) -> bool {
-    written.is_none_or(|written| !written.holds.keys().eq(report.holds.keys()))
+    written.is_none_or(|written| {
+        let is_written = |(uid, ips): (&PodUid, _)| written.pods.get(uid) == Some(ips);
+        !written.holds.keys().eq(report.holds.keys()) || !report.pods.iter().all(is_written)
+    })
 }
 
 #[cfg(test)]
@@ -267,7 +273,7 @@ mod tests {
 
     fn standing(holds: Option<&[&str]>) -> Standing {
         let holds = holds.map(|vips| vips.iter().map(|vip| vip.parse().unwrap()).collect());
-        Standing { holds, synced: true, message: String::new() }
+        Standing { holds, synced: true, message: String::new(), pods: BTreeMap::new() }
     }
 
     fn at(seconds: i64) -> Timestamp {
@@ -329,5 +335,11 @@ mod tests {
         assert_ne!(first, second);
         assert_eq!(second.message.len(), LONGEST_MESSAGE);
         assert!(is_urgent(None, &second), "the first report of all");
+
+        let uid = "8f14e45f-ceea-467f-a0e6-5d1c5a3b7c21".parse().unwrap();
+        let pods = [(uid, vec!["10.0.0.1".parse().unwrap()])].into();
+        let third = report(&Standing { pods, ..standing(None) }, &second, Conflicts::new(), at(3));
+        assert!(is_urgent(Some(&second), &third), "an address was learnt");
+        assert!(!is_urgent(Some(&third), &second), "the API server knows it by now");
     }
 }

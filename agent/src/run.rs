@@ -1,10 +1,10 @@
 //! The running agent: waits for news, has the kernel brought in line, tells the outside.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
 
-use shared::Vip;
 use shared::telemetry::Health;
+use shared::{PodIp, PodUid, Vip};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -13,6 +13,7 @@ use crate::kernel::KernelError;
 use crate::kernel::notifications::{Notice, Notifications};
 use crate::metrics::Metrics;
 use crate::node_report::{Reporter, Standing};
+use crate::sources::cni_results::CniResults;
 use crate::sources::{Batch, Source, Unreadable};
 use crate::sync::{Sync, SyncError};
 
@@ -27,6 +28,9 @@ const BEFORE_READING: Duration = Duration::from_secs(1);
 /// How long mappings have to rest before what is wrong with them is looked for, which takes longer
 /// than to put them into the kernel.
 const BEFORE_REPORT: Duration = Duration::from_millis(200);
+/// How long after an address was assigned it is reported, if it is mapped: by then the API server
+/// knows, or the pod is still named by its UID and reported for that.
+const NEWS_FOR: Duration = Duration::from_mins(10);
 
 /// What runs.
 pub struct Agent {
@@ -34,6 +38,8 @@ pub struct Agent {
     pub sync: Sync,
     /// Where mappings come from.
     pub source: Source,
+    /// Where addresses of new pods come from.
+    pub results: Option<CniResults>,
     /// Who tells the API server of this node.
     pub reporter: Option<Reporter>,
     /// What others change in the kernel; subscribed to before the first look.
@@ -71,6 +77,14 @@ impl Timetable {
     }
 }
 
+/// Waits for news of addresses; forever where none come.
+async fn changed(results: &mut Option<CniResults>) {
+    match results {
+        Some(results) => results.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 fn is_due(at: Option<Instant>) -> bool {
     at.is_some_and(|at| at <= Instant::now())
 }
@@ -91,6 +105,7 @@ impl Agent {
         };
         let mut complaints = Complaints::default();
         self.health.set_unready("mappings were not read yet");
+        self.learn_addresses(&mut due);
         loop {
             self.health.beat();
             tokio::select! {
@@ -112,6 +127,7 @@ impl Agent {
                         due.report = Some(due.read);
                     }
                 },
+                () = changed(&mut self.results) => self.learn_addresses(&mut due),
                 () = sleep_until(due.next()) => {}
             }
             if is_due(Some(due.look)) {
@@ -136,11 +152,36 @@ impl Agent {
         self.health.set_unready(reason);
     }
 
+    /// Takes in what is known of addresses of this node's pods.
+    fn learn_addresses(&mut self, due: &mut Timetable) {
+        let Some(results) = &self.results else { return };
+        if self.sync.learn_addresses(results.addresses()) {
+            due.sync_by(Instant::now());
+        }
+    }
+
+    /// The pods of which the API server may not know the addresses, and those.
+    fn learnt(&self) -> BTreeMap<PodUid, BTreeSet<PodIp>> {
+        let Some(results) = &self.results else { return BTreeMap::new() };
+        let Ok(mappings) = self.sync.store().mappings() else { return BTreeMap::new() };
+        let (expected, assigned) = (self.sync.store().expected(), results.assigned());
+        let mut learnt = results.addresses();
+        learnt.retain(|uid, ips| {
+            let age = assigned.get(uid).map(SystemTime::elapsed);
+            let is_news = age.is_some_and(|age| age.unwrap_or_default() < NEWS_FOR);
+            expected.contains_key(uid)
+                || is_news && ips.iter().any(|ip| mappings.pods().contains_key(ip))
+        });
+        learnt
+    }
+
     /// Tells the API server which VIPs are here, if that is known, and why not all is well.
     fn report(&self, holds: Option<BTreeSet<Vip>>, wrong: Option<&str>) {
         if let Some(reporter) = &self.reporter {
             let message = wrong.unwrap_or_default().to_owned();
-            reporter.tell(Standing { holds, synced: wrong.is_none(), message });
+            let pods = self.learnt().into_iter().map(|(uid, ips)| (uid, ips.into_iter().collect()));
+            let (synced, pods) = (wrong.is_none(), pods.collect());
+            reporter.tell(Standing { holds, synced, message, pods });
         }
     }
 

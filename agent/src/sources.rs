@@ -2,6 +2,7 @@
 //! decides nothing about their meaning.
 
 pub mod api;
+pub mod cni_results;
 pub mod directory;
 
 use shared::mappings::Change;

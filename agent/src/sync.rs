@@ -6,12 +6,12 @@
 
 mod memory;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Instant;
 
 use shared::mappings::{Change, Incomplete};
-use shared::{MappingsStore, Vip};
+use shared::{MappingsStore, PodIp, PodUid, Vip};
 use tracing::{debug, error, info, warn};
 
 use self::memory::Memory;
@@ -112,9 +112,11 @@ impl Sync {
         let Ok(mappings) = self.store.mappings() else {
             return Counts { rejected, missing, ..Counts::default() };
         };
+        let expected = self.store.expected().len();
         let mapped = mappings.pods().values().flatten().count();
         Counts {
             mapped,
+            expected,
             held: mappings.pods().len() - mapped,
             vips: mappings.vips().len(),
             vips_here: self.memory.facts.held(mappings.vips().keys().copied()).len(),
@@ -137,6 +139,19 @@ impl Sync {
             self.memory.pods_changed(effect.pods);
         }
         self.why = self.why.max(Why::Mappings);
+    }
+
+    /// Takes in which addresses the pods of this node have: all that are known. Whether that changes
+    /// mappings.
+    pub fn learn_addresses(&mut self, addresses: BTreeMap<PodUid, BTreeSet<PodIp>>) -> bool {
+        let effect = self.store.learn(addresses);
+        let is_news = !effect.pods.is_empty();
+        self.unsettled |= is_news;
+        self.memory.pods_changed(effect.pods);
+        if is_news {
+            self.why = self.why.max(Why::Mappings);
+        }
+        is_news
     }
 
     /// Takes in that something has changed in the kernel.

@@ -20,6 +20,8 @@ pub const DIGEST: &str = "egress.mapper.com/applied";
 
 /// Where the agent serves probes.
 const AGENT_PORT: u16 = 9797;
+/// Where libcni keeps what CNI plugins answer; the agent looks there by itself.
+const CNI_RESULTS: &str = "/var/lib/cni/results";
 /// The longest interval that the agent accepts, in seconds.
 const LONGEST_INTERVAL: u32 = 3600;
 
@@ -140,12 +142,18 @@ fn agent(spec: &EgressMapperSpec, image: &str) -> Parts {
             // rp_filter has to be loosened on uplinks; a container's own /proc/sys is read-only.
             // Only net of it, and as the node's network namespace has it, for the pod is in that.
             { "name": "sysctl", "mountPath": "/host/proc/sys/net" },
+            // Where container runtimes leave what CNI plugins answer: the addresses of new pods.
+            { "name": "cni-results", "mountPath": CNI_RESULTS, "readOnly": true },
         ],
     });
     Parts {
         label: ("app", AGENT),
         container,
-        volumes: json!([{ "name": "sysctl", "hostPath": { "path": "/proc/sys/net", "type": "Directory" } }]),
+        volumes: json!([
+            { "name": "sysctl", "hostPath": { "path": "/proc/sys/net", "type": "Directory" } },
+            // Made where there is none: a directory that a runtime makes later would not be seen.
+            { "name": "cni-results", "hostPath": { "path": CNI_RESULTS, "type": "DirectoryOrCreate" } },
+        ]),
         affinity: None,
         min_ready: 0,
         // When the DaemonSet is deleted, an agent removes all that is ours before it ends.

@@ -17,7 +17,8 @@ use futures_util::{StreamExt, stream};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use shared::config_map::{self, NODE_LABEL, PODS_OF_NODE_PREFIX, pods_of_node};
-use shared::{ClusterNetworks, PodIp, RouteId, Vip};
+use shared::mappings::Expected;
+use shared::{ClusterNetworks, PodIp, PodUid, RouteId, Vip};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
@@ -40,8 +41,24 @@ const AGGREGATE_EVERY: Duration = Duration::from_secs(1);
 /// object that vanishes, so each of them has to have seen it empty.
 const KEEP_EMPTY: Duration = Duration::from_mins(15);
 
-/// Pod IP → VIP of the pods on one node; `None` holds the pod.
-pub type Shard = BTreeMap<PodIp, Option<Vip>>;
+/// The pods on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shard {
+    /// Pod IP → VIP; `None` holds the pod.
+    pub pods: BTreeMap<PodIp, Option<Vip>>,
+    /// What the pods will get whose addresses are not known yet. When they are, one write names them
+    /// and takes the UID away.
+    pub expected: BTreeMap<PodUid, Expected>,
+}
+
+impl Shard {
+    fn encode(&self) -> BTreeMap<String, String> {
+        let Self { pods, expected } = self;
+        let mut data = config_map::encode_pods(pods);
+        data.extend(config_map::encode_expected(expected));
+        data
+    }
+}
 
 /// What agents and keepalived shall read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -149,7 +166,7 @@ impl Publisher {
 
     /// The objects with the pods of each node, and those of nodes that are gone: emptied.
     fn shards(&self, wanted: &Wanted, observed: &ConfigMaps) -> Vec<Task> {
-        let empty = Shard::new();
+        let empty = Shard::default();
         let gone = gone(wanted, observed).map(|node| (node, &empty));
         let all = wanted.shards.iter().map(|(node, shard)| (node.as_str(), shard));
         all.chain(gone)
@@ -160,7 +177,7 @@ impl Publisher {
                 if confirmed.is_some_and(|(at, held)| Some(at) == version && held == shard) {
                     return None;
                 }
-                let data = config_map::encode_pods(shard);
+                let data = shard.encode();
                 let desired = Desired { labels: labels(Some(node)), data, ..Desired::default() };
                 task(&name, Written::Shard, &desired, observed, Scope::All)
             })
@@ -168,7 +185,7 @@ impl Publisher {
     }
 
     fn confirm(&mut self, wanted: &Wanted, observed: &ConfigMaps) {
-        let empty = Shard::new();
+        let empty = Shard::default();
         let names: BTreeSet<String> = wanted.shards.keys().map(|node| pods_of_node(node)).collect();
         self.confirmed.retain(|name, _| names.contains(name) || observed.version(name).is_some());
         let gone = gone(wanted, observed).map(|node| (node, &empty));
@@ -206,7 +223,7 @@ impl Publisher {
         }
         let nothing = BTreeMap::new();
         let shown = observed.get(name).map_or(&nothing, |object| &object.data);
-        let (data, note) = aggregate(wanted.shards.values(), shown);
+        let (data, note) = aggregate(wanted.shards.values().map(|shard| &shard.pods), shown);
         let annotations = BTreeMap::from([(TRUNCATED.to_owned(), note)]);
         let desired = Desired { labels: labels(None), annotations, data };
         let task = task(name, Written::Aggregate, &desired, observed, Scope::All);

@@ -24,7 +24,8 @@ mod wording;
 use std::collections::{BTreeMap, HashMap};
 
 use shared::config_map::Decoded;
-use shared::{PodIp, Vip};
+use shared::mappings::Expected;
+use shared::{PodIp, PodUid, Vip};
 
 use self::addresses::{Addresses, can_be_mapped};
 use self::age::key;
@@ -44,10 +45,10 @@ pub fn resolve(observed: &Observed) -> Resolved {
     let mapper = mappers::counting(observed);
     let Decoded { entries: networks, rejected } =
         networks::networks(mapper.map(|mapper| &mapper.spec), &observed.nodes);
-    let addresses = Addresses::new(&observed.pods, networks.node_addresses());
+    let addresses = Addresses::new(&observed.pods, &observed.reports, networks.node_addresses());
     let vips = vips::judge(observed, &networks, &addresses);
     let (claims, voids) = claims(&observed.egresses, &observed.namespace, &vips);
-    let Assigned { shards, tallies } = assign(observed, &claims, &addresses);
+    let Assigned { shards, expected, tallies } = assign(observed, &claims, &addresses);
 
     let mut usage: BTreeMap<Vip, Usage> = BTreeMap::new();
     let mut egresses = BTreeMap::new();
@@ -69,6 +70,7 @@ pub fn resolve(observed: &Observed) -> Resolved {
     Resolved {
         route_ids: vips.accepted.iter().map(|(&vip, of)| (vip, of.route_id)).collect(),
         shards,
+        expected,
         candidates,
         networks,
         vips: vip_verdicts::verdicts(&vips, usage, placed),
@@ -87,6 +89,8 @@ fn used(claim: &Claim<'_>, vips: &Vips<'_>) -> Option<Vip> {
 struct Assigned {
     /// By node: the addresses of the mapped pods there.
     shards: BTreeMap<String, BTreeMap<PodIp, Option<Vip>>>,
+    /// By node: what the pods there will get whose addresses are not known.
+    expected: BTreeMap<String, BTreeMap<PodUid, Expected>>,
     /// For each claim what became of its pods.
     tallies: Vec<Tally>,
 }
@@ -94,6 +98,7 @@ struct Assigned {
 fn assign(observed: &Observed, claims: &[Claim<'_>], addresses: &Addresses<'_>) -> Assigned {
     let matching = Matching::new(claims, Owners::new(&observed.owned));
     let mut shards: HashMap<&str, BTreeMap<PodIp, Option<Vip>>> = HashMap::new();
+    let mut expected: BTreeMap<String, BTreeMap<PodUid, Expected>> = BTreeMap::new();
     let mut tallies = vec![Tally::default(); claims.len()];
     let mut places = Vec::new();
     for pod in observed.pods.iter().map(|pod| &**pod) {
@@ -108,6 +113,11 @@ fn assign(observed: &Observed, claims: &[Claim<'_>], addresses: &Addresses<'_>) 
             if !published.is_empty() {
                 shards.entry(node).or_default().extend(published.iter().copied());
             }
+            if addresses.known(pod).is_empty()
+                && let (Some(will_get), Ok(uid)) = (deciding.expected(claims), pod.uid.parse())
+            {
+                expected.entry(node.to_owned()).or_default().insert(uid, will_get);
+            }
         }
         for &place in &places {
             if let (Some(tally), Some(claim)) = (tallies.get_mut(place), claims.get(place)) {
@@ -116,5 +126,5 @@ fn assign(observed: &Observed, claims: &[Claim<'_>], addresses: &Addresses<'_>) 
         }
     }
     let shards = shards.into_iter().map(|(node, pods)| (node.to_owned(), pods)).collect();
-    Assigned { shards, tallies }
+    Assigned { shards, expected, tallies }
 }

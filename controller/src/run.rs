@@ -22,7 +22,7 @@ use tracing::{debug, error, info};
 use crate::leader::Leadership;
 use crate::metrics::{Kind as Judged, Metrics, Part};
 use crate::model::{HeldReason, ObjectKey, Reason, Resolved, UniqueReason, VipVerdict};
-use crate::publish::{PublishError, Publisher, Wanted};
+use crate::publish::{PublishError, Publisher, Shard, Wanted};
 use crate::report::{Task, Writer, report};
 use crate::resolve::resolve;
 use crate::watch::follow;
@@ -243,7 +243,13 @@ impl Controller {
     fn wanted(&self, resolved: &mut Resolved) -> Wanted {
         let counts = resolved.mappers.values().any(|verdict| verdict.counts);
         let published = self.world.config_maps.get(config_map::NETWORKS).is_some();
-        let mut shards = take(&mut resolved.shards);
+        let mut shards: BTreeMap<String, Shard> = BTreeMap::new();
+        for (node, pods) in take(&mut resolved.shards) {
+            shards.entry(node).or_default().pods = pods;
+        }
+        for (node, expected) in take(&mut resolved.expected) {
+            shards.entry(node).or_default().expected = expected;
+        }
         for node in self.world.nodes() {
             shards.entry(node.name.clone()).or_default();
         }
@@ -266,7 +272,7 @@ impl Controller {
                 self.metrics.vip_moved();
             }
         }
-        let addresses = wanted.shards.values().flat_map(|shard| shard.values());
+        let addresses = wanted.shards.values().flat_map(|shard| shard.pods.values());
         let (mapped, held) = addresses.fold((0, 0), |(mapped, held), vip| match vip {
             Some(_) => (mapped + 1, held),
             None => (mapped, held + 1),

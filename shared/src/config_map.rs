@@ -1,7 +1,8 @@
 //! The `ConfigMaps` between the controller and the nodes: names, keys, values, and what is wrong
 //! with an entry.
 //!
-//! Keys are addresses; IPv6 has `-` for `:`, which no key may contain. Readers also take `:`, for
+//! Keys are addresses or, for a pod whose addresses are not known yet, its UID with what it will get.
+//! IPv6 has `-` for `:`, which no key may contain. Readers also take `:`, for
 //! directories whose files may be named so. One address spelled by two keys: the spelling that
 //! [`key`] gives wins, otherwise the lower key.
 
@@ -16,9 +17,9 @@ use std::fmt::{self, Write};
 use std::net::IpAddr;
 
 pub use self::candidates::{decode_candidates, encode_candidates};
-pub use self::decode::{Decoded, decode_networks, decode_pods, decode_route_ids};
-pub(crate) use self::decode::{pod_key, pod_value, route_id_entries};
-pub use self::encode::{encode_networks, encode_pods, encode_route_ids};
+pub use self::decode::{Decoded, decode_expected, decode_networks, decode_pods, decode_route_ids};
+pub(crate) use self::decode::{PodKey, expected_value, pod_key, pod_value, route_id_entries};
+pub use self::encode::{encode_expected, encode_networks, encode_pods, encode_route_ids};
 pub use self::node_report::{
     NodeReport, decode_node_report, encode_node_report, label_of_node, report_of_node,
 };
@@ -31,7 +32,8 @@ pub const VIPS: &str = "vip-configmap";
 pub const ROUTE_IDS: &str = "vip-routeid-mappings";
 /// Pod IP → VIP of the whole cluster.
 pub const PODS: &str = "podip-vip-mappings";
-/// Before the node's name: pod IP → VIP of the pods on one node.
+/// Before the node's name: pod IP → VIP of the pods on one node, and pod UID → VIPs (separated by
+/// commas, at most one of each family) of those whose addresses are not known yet.
 pub const PODS_OF_NODE_PREFIX: &str = "podip-vip-mappings-";
 /// The label with the node's name on the objects of [`PODS_OF_NODE_PREFIX`].
 pub const NODE_LABEL: &str = "egress.mapper.com/node";
@@ -62,6 +64,8 @@ pub mod report_keys {
     /// Lines, each a VIP and since when the node holds it.
     pub const HOLDS: &str = "holds";
     pub const SYNCED: &str = "synced";
+    /// Lines, each the UID of a pod and its addresses, separated by commas.
+    pub const PODS: &str = "pods";
     pub const MESSAGE: &str = "message";
     pub const VERSION: &str = "version";
     /// Lines, each a VIP and what was seen of others that use it; left out when there are none.
@@ -79,6 +83,8 @@ pub enum Object<'a> {
     Pods,
     /// The pods of the node with this name, never empty.
     PodsOfNode(&'a str),
+    /// What the node with this name, never empty, says of itself.
+    ReportOfNode(&'a str),
 }
 
 impl<'a> Object<'a> {
@@ -89,8 +95,10 @@ impl<'a> Object<'a> {
             NETWORKS => Some(Self::Networks),
             PODS => Some(Self::Pods),
             _ => {
-                let node = name.strip_prefix(PODS_OF_NODE_PREFIX)?;
-                (!node.is_empty()).then_some(Self::PodsOfNode(node))
+                let pods = name.strip_prefix(PODS_OF_NODE_PREFIX).map(Self::PodsOfNode);
+                let report = || name.strip_prefix(NODE_REPORT_PREFIX).map(Self::ReportOfNode);
+                pods.or_else(report)
+                    .filter(|of| !matches!(of, Self::PodsOfNode("") | Self::ReportOfNode("")))
             }
         }
     }
@@ -173,6 +181,12 @@ pub enum Reason {
     NoRouteId,
     #[error("the pod is held because the value is not a VIP: {0}")]
     NoVip(Unusable),
+    #[error("the pod is held in that family because it names two VIPs of it; remove one")]
+    TwoVips,
+    #[error("it does not begin with the UID of a pod, or no address follows; write UID ADDRESS")]
+    NoPod,
+    #[error("it is not the address of a pod: {0}")]
+    NoPodAddress(Unusable),
     #[error("it is not a network; write a CIDR such as 10.244.0.0/16, or one address")]
     NoNetwork,
     #[error("it is an IPv4 network in IPv6 form; write it as IPv4")]

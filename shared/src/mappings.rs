@@ -1,6 +1,7 @@
 //! What a valid set of mappings is: which pod leaves with which VIP, under which route id.
 
 mod claims;
+mod expected;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,6 +9,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
+pub use self::expected::Expected;
 pub use self::store::{Change, Content, Effect, Incomplete, MappingsStore};
 use crate::{ClusterNetworks, PodIp, RouteId, Vip};
 

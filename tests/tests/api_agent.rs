@@ -10,7 +10,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tests::{Agent, ApiServer, Lab, PodIdentity, eventually, kernel_text, wait_until};
+use tests::{Agent, ApiServer, CniResults, Lab, PodIdentity, eventually, kernel_text, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
 const VIP: &str = "192.168.122.222";
@@ -326,4 +326,40 @@ async fn only_an_agent_whose_daemon_set_goes_takes_the_rules_with_it() -> Result
     agent.stop()?;
     assert!(!ours()?, "it is gone:\n{}", agent.log());
     Ok(())
+}
+
+#[tokio::test]
+async fn the_address_of_a_new_pod_is_known_here_and_at_the_holder_before_the_api_knows()
+-> Result<()> {
+    const UID: &str = "8f14e45f-ceea-467f-a0e6-5d1c5a3b7c21";
+    let bed = Bed::new().await?;
+    bed.publish().await?;
+    let results = CniResults::new()?;
+    let directory = results.path().to_string_lossy().into_owned();
+    let start = |node: usize, results: &str| {
+        let arguments = ["--interface", "eth0", "--cni-results-dir", results];
+        Agent::start_in_pod(bed.lab.node(node), &bed.pods[node - 1], &arguments)
+    };
+    let mut agents = [start(1, &directory)?, start(2, "")?];
+    agents.iter_mut().try_for_each(Agent::wait_ready)?;
+
+    bed.put("podip-vip-mappings-n1", &[(UID, VIP)]).await?;
+    results.assign(UID, &["10.244.1.11".parse()?])?;
+    bed.await_mapping(1, "10.244.1.11");
+    let line = format!("{UID} 10.244.1.11");
+    bed.report("n1", |data| data["pods"] == line).await?;
+    bed.await_mapping(2, "10.244.1.11");
+
+    // The controller has heard: from now on the shard says it, and the report as well for a while.
+    bed.put("podip-vip-mappings-n1", &[("10.244.1.11", VIP)]).await?;
+    bed.put("podip-vip-mappings-n2", &[("10.244.2.11", VIP)]).await?;
+    bed.await_mapping(2, "10.244.2.11");
+    assert!(bed.maps(1, "10.244.1.11") && bed.maps(2, "10.244.1.11"));
+    bed.report("n1", |data| data["pods"] == line).await?;
+
+    results.give_back(UID)?;
+    bed.put("podip-vip-mappings-n1", &[]).await?;
+    eventually(SOON, || !bed.maps(1, "10.244.1.11") && !bed.maps(2, "10.244.1.11"));
+    bed.report("n1", |data| data["pods"].is_empty()).await?;
+    agents.iter_mut().try_for_each(Agent::stop)
 }

@@ -595,3 +595,32 @@ fn daemon_sets_are_made_and_kept_in_line() -> Result<()> {
     assert_eq!(versions(&cluster)[..2], before[..2]);
     Ok(())
 }
+
+#[test]
+fn a_pod_is_published_by_uid_then_by_the_address_that_its_node_reports() -> Result<()> {
+    let server = ApiServer::start()?;
+    let cluster = two_nodes(&server)?;
+    let _controller = started(&server, "first")?;
+    cluster.egress("egress", &egress("pod", "new"))?;
+    let pod = cluster.pod("new", "n1", &json!({}))?;
+    let uid = uid(&pod)?;
+    let shard = |cluster: &ObjectCluster| cluster.data("podip-vip-mappings-n1");
+    let only = |key: &str| Some([(key.to_owned(), VIP.to_owned())].into());
+    cluster.eventually("the shard names the UID", |cluster| shard(cluster) == only(uid));
+
+    let tell = |node: &str, ip: &str| {
+        cluster.apply(&json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": { "namespace": "default", "name": format!("egress-node-{node}") },
+            "data": { "synced": "true", "holds": "", "pods": format!("{uid} {ip}") },
+        }))
+    };
+    tell("n2", "10.244.2.9")?;
+    tell("n1", "10.244.1.9")?;
+    cluster.eventually("the shard has the address", |cluster| shard(cluster) == only("10.244.1.9"));
+    cluster.address("new", &["10.244.1.10"])?;
+    cluster.eventually("the API knows better", |cluster| shard(cluster) == only("10.244.1.10"));
+    cluster.delete("Pod", "default", "new")?;
+    cluster.eventually("nothing is left", |cluster| shard(cluster) == Some([].into()));
+    Ok(())
+}

@@ -62,6 +62,8 @@ impl ApiSource {
             waiter.as_mut().enable();
             if let Some(watch) = self.board.take_wider() {
                 self.follow(watch);
+                // Not waited for before anything is told: it is only ever a bit earlier.
+                self.follow(Watch::ReportsOfOthers);
             }
             if let Some(batch) = self.board.take() {
                 return batch;

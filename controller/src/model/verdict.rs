@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use shared::crd::{egress, egress_mapper, vip};
-use shared::{ClusterNetworks, PodIp, RouteId, Vip};
+use shared::mappings::Expected;
+use shared::{ClusterNetworks, PodIp, PodUid, RouteId, Vip};
 
 /// All that follows from what was observed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,6 +15,9 @@ pub struct Resolved {
     /// By node: the addresses of the mapped pods there, each with its VIP; `None` holds the pod.
     /// Nodes without any are not named.
     pub shards: BTreeMap<String, BTreeMap<PodIp, Option<Vip>>>,
+    /// By node: the pods bound to it whose addresses nobody knows yet, and what each will get. Nodes
+    /// without any are not named.
+    pub expected: BTreeMap<String, BTreeMap<PodUid, Expected>>,
     /// The cluster's own networks.
     pub networks: ClusterNetworks,
     /// The accepted VIPs and the nodes that may hold each, best first.

@@ -1,41 +1,68 @@
 //! Which pod an address belongs to.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use shared::PodIp;
+use shared::config_map::NodeReport;
 
 use crate::model::Pod;
 
 /// The addresses of the pods that can send, each with the one pod it belongs to.
-pub(super) struct Addresses<'a>(HashMap<PodIp, &'a Pod>);
+pub(super) struct Addresses<'a> {
+    owners: HashMap<PodIp, &'a Pod>,
+    reports: &'a BTreeMap<String, NodeReport>,
+}
 
 impl<'a> Addresses<'a> {
     /// Of two pods with one address the newer has it: what the older had was given away.
-    pub(super) fn new(pods: &'a [Arc<Pod>], nodes: &BTreeSet<IpAddr>) -> Self {
+    pub(super) fn new(
+        pods: &'a [Arc<Pod>],
+        reports: &'a BTreeMap<String, NodeReport>,
+        nodes: &BTreeSet<IpAddr>,
+    ) -> Self {
         let mut owners: HashMap<PodIp, &Pod> = HashMap::with_capacity(pods.len());
         for pod in pods.iter().map(|pod| &**pod).filter(|pod| can_be_mapped(pod)) {
-            for ip in pod.ips.iter().filter(|ip| !nodes.contains(&ip.addr())) {
+            for ip in ips(pod, reports).iter().filter(|ip| !nodes.contains(&ip.addr())) {
                 let owner = owners.entry(*ip).or_insert(pod);
                 if (pod.created, &pod.uid) > (owner.created, &owner.uid) {
                     *owner = pod;
                 }
             }
         }
-        Self(owners)
+        Self { owners, reports }
     }
 
     /// The pod with that address.
     pub(super) fn owner(&self, addr: IpAddr) -> Option<&'a Pod> {
-        self.0.get(&PodIp::try_from(addr).ok()?).copied()
+        self.owners.get(&PodIp::try_from(addr).ok()?).copied()
     }
 
     /// The addresses that are the pod's own.
     pub(super) fn of(&self, pod: &'a Pod) -> impl Iterator<Item = PodIp> {
-        let is_its = |ip: &PodIp| self.0.get(ip).is_some_and(|owner| std::ptr::eq(*owner, pod));
-        pod.ips.iter().copied().filter(is_its)
+        let is_its =
+            |ip: &PodIp| self.owners.get(ip).is_some_and(|owner| std::ptr::eq(*owner, pod));
+        self.known(pod).iter().copied().filter(is_its)
     }
+
+    /// The addresses that are known of the pod, its own or not.
+    pub(super) fn known(&self, pod: &'a Pod) -> &'a [PodIp] {
+        ips(pod, self.reports)
+    }
+}
+
+/// What the API says of the pod or, while it says nothing, what the pod's own node does: that has
+/// learnt them when they were assigned. No other node is asked.
+fn ips<'a>(pod: &'a Pod, reports: &'a BTreeMap<String, NodeReport>) -> &'a [PodIp] {
+    if !pod.ips.is_empty() {
+        return &pod.ips;
+    }
+    let learnt = || {
+        let report = reports.get(pod.node.as_ref()?)?;
+        report.pods.get(&pod.uid.parse().ok()?)
+    };
+    learnt().map_or(&[], Vec::as_slice)
 }
 
 /// Whether the pod sends with an address of its own, or will.

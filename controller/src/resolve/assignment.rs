@@ -1,5 +1,6 @@
 //! What happens to each address of a pod.
 
+use shared::mappings::Expected;
 use shared::{PodIp, Vip};
 
 use super::claims::{Claim, Effect};
@@ -37,10 +38,7 @@ impl Deciding {
     /// A family that nothing is said of is held when the other one is mapped or held: a pod must
     /// not leave by IPv6 with the node's address because its VIP is an IPv4 one.
     pub(super) fn mapping(self, ip: PodIp, claims: &[Claim<'_>]) -> Option<(PodIp, Option<Vip>)> {
-        let effect = |ipv4: bool| {
-            let place = self.of_family(ipv4)?;
-            claims.get(place).map(|claim| claim.effect)
-        };
+        let effect = |ipv4: bool| self.effect(ipv4, claims);
         match (effect(ip.is_ipv4()), effect(!ip.is_ipv4())) {
             (Some(Effect::Map(vip)), _) => Some((ip, Some(vip))),
             (Some(Effect::Hold), _) | (None, Some(Effect::Map(_) | Effect::Hold)) => {
@@ -48,5 +46,24 @@ impl Deciding {
             }
             (Some(Effect::Release), _) | (None, Some(Effect::Release) | None) => None,
         }
+    }
+
+    /// What to publish for the pod while its addresses are not known, if anything.
+    ///
+    /// A family that is to leave with the node's address is held until then if the other one is not:
+    /// there is no word for it, and it is for a moment.
+    pub(super) fn expected(self, claims: &[Claim<'_>]) -> Option<Expected> {
+        let effects = [true, false].map(|ipv4| self.effect(ipv4, claims));
+        let is_held = effects.contains(&Some(Effect::Hold));
+        let vips = effects.into_iter().filter_map(|effect| match effect {
+            Some(Effect::Map(vip)) => Some(vip),
+            _ => None,
+        });
+        let expected = vips.fold(Expected::default(), Expected::with);
+        (is_held || expected != Expected::default()).then_some(expected)
+    }
+
+    fn effect(self, ipv4: bool, claims: &[Claim<'_>]) -> Option<Effect> {
+        claims.get(self.of_family(ipv4)?).map(|claim| claim.effect)
     }
 }

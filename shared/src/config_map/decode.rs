@@ -8,8 +8,8 @@ use ipnet::IpNet;
 
 use super::{Reason, Rejected, addr_of_key, key, network_keys};
 use crate::address::{parse_usable, usable};
-use crate::mappings::same_family;
-use crate::{ClusterNetworks, PodIp, RouteId, Vip};
+use crate::mappings::{Expected, same_family};
+use crate::{ClusterNetworks, PodIp, PodUid, RouteId, Vip};
 
 /// The good entries of an object and the rejected ones, sorted.
 ///
@@ -51,7 +51,8 @@ pub(crate) fn route_id_entries<'a>(
     spelled.finish(|entry| (entry.key, entry.meaning))
 }
 
-/// Reads `object` as [`PODS`](super::PODS) or as one node's pods; `None` holds the pod.
+/// Reads `object` as [`PODS`](super::PODS) or as one node's pods; `None` holds the pod. Keys that are
+/// UIDs are passed over: see [`decode_expected`].
 pub fn decode_pods(
     object: &str,
     data: &BTreeMap<String, String>,
@@ -60,7 +61,8 @@ pub fn decode_pods(
     for (key, value) in data {
         match pod_key(key) {
             Err(reason) => spelled.reject(key, value, reason),
-            Ok(pod) => {
+            Ok(PodKey::Uid(_)) => {}
+            Ok(PodKey::Ip(pod)) => {
                 let vip = pod_value(pod, value);
                 let named = vip.is_err();
                 let meaning = vip.unwrap_or_else(|reason| {
@@ -72,6 +74,24 @@ pub fn decode_pods(
         }
     }
     spelled.finish(|entry| entry.meaning)
+}
+
+/// Reads `object` as one node's pods: those whose addresses are not known yet. Keys that are not UIDs
+/// are passed over: see [`decode_pods`].
+pub fn decode_expected(
+    object: &str,
+    data: &BTreeMap<String, String>,
+) -> Decoded<BTreeMap<PodUid, Expected>> {
+    let mut decoded = Decoded::<BTreeMap<_, _>>::default();
+    for (key, value) in data {
+        if let Ok(PodKey::Uid(uid)) = pod_key(key) {
+            let (expected, reason) = expected_value(value);
+            decoded.entries.insert(uid, expected);
+            decoded.rejected.extend(reason.map(|reason| Rejected::new(object, key, value, reason)));
+        }
+    }
+    decoded.rejected.sort();
+    decoded
 }
 
 /// Reads `object` as [`NETWORKS`](super::NETWORKS).
@@ -144,10 +164,38 @@ pub(super) fn vip_key(key: &str) -> Result<Vip, Reason> {
     Vip::try_from(addr).map_err(|invalid| Reason::KeyIsNoVip(invalid.why))
 }
 
+/// What a key says of which pod is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PodKey {
+    Ip(PodIp),
+    Uid(PodUid),
+}
+
 /// The pod that a key stands for.
-pub(crate) fn pod_key(key: &str) -> Result<PodIp, Reason> {
+pub(crate) fn pod_key(key: &str) -> Result<PodKey, Reason> {
+    if let Ok(uid) = key.parse() {
+        return Ok(PodKey::Uid(uid));
+    }
     let addr = addr_of_key(key).map_err(Reason::KeyIsNoPodIp)?;
-    PodIp::try_from(addr).map_err(|invalid| Reason::KeyIsNoPodIp(invalid.why))
+    let ip = PodIp::try_from(addr).map_err(|invalid| Reason::KeyIsNoPodIp(invalid.why))?;
+    Ok(PodKey::Ip(ip))
+}
+
+/// What a value gives a pod whose addresses are not known yet, and what of it cannot be used: the
+/// pod is held then, in the family in question.
+pub(crate) fn expected_value(value: &str) -> (Expected, Option<Reason>) {
+    let mut expected = Expected::default();
+    for text in value.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+        match text.parse::<Vip>() {
+            Err(invalid) => return (Expected::default(), Some(Reason::NoVip(invalid.why))),
+            Ok(vip) if !expected.add(vip) => {
+                let others = expected.vips().filter(|other| other.is_ipv4() != vip.is_ipv4());
+                return (others.fold(Expected::default(), Expected::with), Some(Reason::TwoVips));
+            }
+            Ok(_) => {}
+        }
+    }
+    (expected, None)
 }
 
 /// The VIP that a value gives the pod; `None` holds it.

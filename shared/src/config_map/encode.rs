@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use super::{key, network_keys};
-use crate::{ClusterNetworks, PodIp, RouteId, Vip};
+use crate::mappings::Expected;
+use crate::{ClusterNetworks, PodIp, PodUid, RouteId, Vip};
 
 /// The data of [`ROUTE_IDS`](super::ROUTE_IDS).
 pub fn encode_route_ids<'a>(
@@ -20,6 +21,15 @@ pub fn encode_pods<'a>(
 ) -> BTreeMap<String, String> {
     let value = |vip: &Option<Vip>| vip.map_or_else(String::new, |vip| vip.to_string());
     pods.into_iter().map(|(pod, vip)| (key(pod.addr()), value(vip))).collect()
+}
+
+/// What one node's object has besides [`encode_pods`]: what pods will get whose addresses are not
+/// known yet.
+pub fn encode_expected<'a>(
+    pods: impl IntoIterator<Item = (&'a PodUid, &'a Expected)>,
+) -> BTreeMap<String, String> {
+    let entry = |(uid, expected): (&PodUid, &Expected)| (uid.to_string(), list(expected.vips()));
+    pods.into_iter().map(entry).collect()
 }
 
 /// The data of [`NETWORKS`](super::NETWORKS): always all four keys, separated by commas.

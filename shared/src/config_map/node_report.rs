@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::jiff::Timestamp;
 
 use super::{Decoded, Reason, Rejected, report_keys};
-use crate::Vip;
+use crate::pod_ip::InvalidPodIp;
+use crate::{PodIp, PodUid, Vip};
 
 /// What the agent of one node reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct NodeReport {
     pub synced: bool,
     /// Why it does not, or what else a person should know; may be empty.
     pub message: String,
+    /// Addresses of pods that the node has learnt when they were assigned, before the API server.
+    pub pods: BTreeMap<PodUid, Vec<PodIp>>,
     /// The version of the agent.
     pub agent_version: String,
     /// What was seen of other machines that use one of our VIPs or its VRRP id, in one line.
@@ -28,14 +31,17 @@ const LONGEST_CONFLICT: usize = 300;
 /// The data of one node's object: always all keys but the conflicts, which are there if there are
 /// any.
 pub fn encode_node_report(report: &NodeReport) -> BTreeMap<String, String> {
-    let NodeReport { holds, synced, message, agent_version, conflicts } = report;
+    let NodeReport { holds, synced, message, pods, agent_version, conflicts } = report;
     let holds: Vec<String> = holds.iter().map(|(vip, since)| format!("{vip} {since}")).collect();
+    let ips = |ips: &[PodIp]| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let pods: Vec<String> = pods.iter().map(|(uid, of)| format!("{uid} {}", ips(of))).collect();
     let conflicts: Vec<String> =
         conflicts.iter().map(|(vip, seen)| format!("{vip} {}", in_one_line(seen))).collect();
     let conflicts =
         (!conflicts.is_empty()).then(|| (report_keys::CONFLICTS.to_owned(), conflicts.join("\n")));
     let always = [
         (report_keys::HOLDS, holds.join("\n")),
+        (report_keys::PODS, pods.join("\n")),
         (report_keys::SYNCED, synced.to_string()),
         (report_keys::MESSAGE, message.clone()),
         (report_keys::VERSION, agent_version.clone()),
@@ -55,9 +61,19 @@ fn in_one_line(text: &str) -> String {
 /// twice counts since the earlier time; what is said of it twice is joined.
 pub fn decode_node_report(object: &str, data: &BTreeMap<String, String>) -> Decoded<NodeReport> {
     let text = |key: &str| data.get(key).map(|value| value.trim()).unwrap_or_default();
+    let lines = |key: &str| text(key).lines().map(str::trim).filter(|line: &&str| !line.is_empty());
     let mut rejected = Vec::new();
+    let mut pods = BTreeMap::new();
+    for line in lines(report_keys::PODS) {
+        match learnt(line) {
+            Ok((uid, ips)) => {
+                pods.insert(uid, ips);
+            }
+            Err(reason) => rejected.push(Rejected::new(object, report_keys::PODS, line, reason)),
+        }
+    }
     let mut holds: BTreeMap<Vip, Timestamp> = BTreeMap::new();
-    for line in text(report_keys::HOLDS).lines().map(str::trim).filter(|line| !line.is_empty()) {
+    for line in lines(report_keys::HOLDS) {
         match held(line) {
             Ok((vip, since)) => {
                 holds.entry(vip).and_modify(|other| *other = since.min(*other)).or_insert(since);
@@ -92,7 +108,7 @@ pub fn decode_node_report(object: &str, data: &BTreeMap<String, String>) -> Deco
     rejected.sort();
     let message = text(report_keys::MESSAGE).to_owned();
     let agent_version = text(report_keys::VERSION).to_owned();
-    let entries = NodeReport { holds, synced, message, agent_version, conflicts };
+    let entries = NodeReport { holds, synced, message, pods, agent_version, conflicts };
     Decoded { entries, rejected }
 }
 
@@ -102,6 +118,15 @@ fn held(line: &str) -> Result<(Vip, Timestamp), Reason> {
     let vip = vip.parse::<Vip>().map_err(|invalid| Reason::NoHeldVip(invalid.why))?;
     let since = since.trim().parse().map_err(|_| Reason::NoTime)?;
     Ok((vip, since))
+}
+
+/// A pod and its addresses, separated by white space.
+fn learnt(line: &str) -> Result<(PodUid, Vec<PodIp>), Reason> {
+    let (uid, ips) = line.split_once(char::is_whitespace).ok_or(Reason::NoPod)?;
+    let uid = uid.parse().map_err(|_| Reason::NoPod)?;
+    let ip = |text: &str| text.trim().parse().map_err(|bad: InvalidPodIp| bad.why);
+    let ips = ips.split(',').map(ip).collect::<Result<_, _>>().map_err(Reason::NoPodAddress)?;
+    Ok((uid, ips))
 }
 
 /// The name of the object with that node's report.
@@ -134,6 +159,7 @@ mod tests {
             synced: bool,
             message in "([a-z:]{1,5} ?[a-z]{1,5})?",
             conflicts in btree_map(1..250u8, "([a-z:]{1,5} ?[a-z]{1,5})?", 0..3),
+            pods in btree_map(0..99u8, 1..250u8, 0..4),
         ) {
             let conflicts = conflicts
                 .into_iter()
@@ -144,8 +170,13 @@ mod tests {
                 (vip.parse().unwrap(), Timestamp::from_millisecond(at).unwrap())
             });
             let agent_version = "0.1.0".to_owned();
-            let report =
-                NodeReport { holds: holds.collect(), synced, message, agent_version, conflicts };
+            let pods = pods.into_iter().map(|(uid, n)| {
+                let uid = format!("8f14e45f-ceea-467f-a0e6-5d1c5a3b{uid:04}").parse().unwrap();
+                let ips = [format!("10.0.0.{n}"), format!("fd00::{n}")];
+                (uid, ips[..=usize::from(n % 2)].iter().map(|ip| ip.parse().unwrap()).collect())
+            });
+            let (holds, pods) = (holds.collect(), pods.collect());
+            let report = NodeReport { holds, synced, message, pods, agent_version, conflicts };
             let decoded = decode_node_report("egress-node-a", &encode_node_report(&report));
             prop_assert_eq!(decoded, Decoded { entries: report, rejected: vec![] });
         }
@@ -164,12 +195,15 @@ mod tests {
     fn bad_lines_are_named_and_the_others_count() {
         let holds = "192.168.0.1 2026-11-23T10:00:00Z\nfd00::1\n127.0.0.1 2026-11-23T10:00:00Z\n\
                      192.168.0.1\t2026-11-23T09:00:00+00:00";
-        let data = data(&[("holds", holds), ("synced", "yes"), ("later", "1")]);
+        let pods = "8f14e45f-ceea-467f-a0e6-5d1c5a3b7c21 10.0.0.1,fd00::1\n8f14e45f 10.0.0.1\n\
+                    8f14e45f-ceea-467f-a0e6-5d1c5a3b7c22 127.0.0.1";
+        let data = data(&[("holds", holds), ("synced", "yes"), ("pods", pods), ("later", "1")]);
         let Decoded { entries, rejected } = decode_node_report("egress-node-a", &data);
         let expected = data_of(&entries);
         assert_eq!(
             expected,
-            "holds=192.168.0.1 2026-11-23T09:00:00Z\nmessage=\nsynced=false\nversion="
+            "holds=192.168.0.1 2026-11-23T09:00:00Z\nmessage=\n\
+             pods=8f14e45f-ceea-467f-a0e6-5d1c5a3b7c21 10.0.0.1,fd00::1\nsynced=false\nversion="
         );
         let texts: Vec<_> = rejected.iter().map(ToString::to_string).collect();
         assert_eq!(
@@ -179,6 +213,11 @@ mod tests {
                  not begin with a VIP: it is a loopback address; use one that other hosts can reach",
                 "egress-node-a, key \"holds\", value \"fd00::1\": it does not end with a time; write \
                  one as 2026-01-31T12:00:00Z",
+                "egress-node-a, key \"pods\", value \"8f14e45f 10.0.0.1\": it does not begin with the \
+                 UID of a pod, or no address follows; write UID ADDRESS",
+                "egress-node-a, key \"pods\", value \"8f14e45f-ceea-467f-a0e6-5d1c5a3b7c22 \
+                 127.0.0.1\": it is not the address of a pod: it is a loopback address; use one that \
+                 other hosts can reach",
                 "egress-node-a, key \"synced\", value \"yes\": it is neither true nor false; write \
                  one of the two",
             ]

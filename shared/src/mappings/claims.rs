@@ -1,20 +1,26 @@
 //! Which of the entries that name one pod counts.
 //!
-//! A claim is one entry of one object. The claims on a pod are ordered: a node's object before the
-//! cluster's, then by name; within an object the proper spelling of the address before others, then
+//! A claim is one entry of one object. The claims on a pod are ordered: what was learnt on this node
+//! before a node's object, and that before the cluster's, then by name; within an object the proper spelling of the address before others, then
 //! by key. The first one counts, also when its value is bad: then the pod is held.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::Violation;
-use crate::config_map::{self, Reason, Rejected, is_key_of, key, pod_key, pod_value};
-use crate::{PodIp, Vip};
+use super::{Expected, Violation};
+use crate::config_map::{
+    self, PodKey, Reason, Rejected, expected_value, is_key_of, key, pod_key, pod_value,
+};
+use crate::{PodIp, PodUid, Vip};
 
 /// An object with pods. The order is who wins.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum PodObject {
+    /// Not an object: what follows from UIDs in objects and addresses learnt on this node. An object
+    /// that still names a pod by its UID does not know of its addresses, so what it says of them is
+    /// about a pod that had them before.
+    Learnt,
     OfNode(Arc<str>),
     Cluster,
 }
@@ -22,6 +28,7 @@ pub(super) enum PodObject {
 impl PodObject {
     pub(super) fn name(&self) -> String {
         match self {
+            Self::Learnt => "addresses learnt on the node".to_owned(),
             Self::OfNode(node) => config_map::pods_of_node(node),
             Self::Cluster => config_map::PODS.to_owned(),
         }
@@ -35,13 +42,25 @@ struct EntryKey {
     spelling: Option<Box<str>>,
 }
 
-impl EntryKey {
-    fn read(text: &str) -> Result<Self, Reason> {
-        let pod = pod_key(text)?;
-        let proper = is_key_of(text, pod.addr());
-        Ok(Self { pod, spelling: (!proper).then(|| text.into()) })
-    }
+/// What a key stands for.
+enum AnyKey {
+    Entry(EntryKey),
+    Uid(PodUid),
+}
 
+impl AnyKey {
+    fn read(text: &str) -> Result<Self, Reason> {
+        Ok(match pod_key(text)? {
+            PodKey::Uid(uid) => Self::Uid(uid),
+            PodKey::Ip(pod) => {
+                let proper = is_key_of(text, pod.addr());
+                Self::Entry(EntryKey { pod, spelling: (!proper).then(|| text.into()) })
+            }
+        })
+    }
+}
+
+impl EntryKey {
     fn text(&self) -> String {
         self.spelling.as_deref().map_or_else(|| key(self.pod.addr()), str::to_owned)
     }
@@ -61,46 +80,88 @@ fn wish(claim: &Claim) -> Option<Vip> {
 #[derive(Debug, Default)]
 struct ObjectClaims {
     entries: BTreeMap<EntryKey, Claim>,
+    expected: BTreeMap<PodUid, Expected>,
+    /// Keys that stand for nothing, and UIDs with a bad value.
     bad_keys: BTreeMap<String, Rejected>,
+}
+
+/// What a change of claims is about.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    /// Pods on which the claims differ, in ascending order.
+    pub(super) pods: Vec<PodIp>,
+    /// Whether other pods are expected, or to get something else.
+    pub(super) expected: bool,
 }
 
 impl ObjectClaims {
     fn read(object: &PodObject, data: &BTreeMap<String, String>) -> Self {
         let mut entries = Vec::with_capacity(data.len());
-        let mut bad_keys = BTreeMap::new();
+        let mut claims = Self::default();
         for (text, value) in data {
-            match EntryKey::read(text) {
-                Ok(key) => {
+            match AnyKey::read(text) {
+                Ok(AnyKey::Entry(key)) => {
                     let claim = read_claim(key.pod, value);
                     entries.push((key, claim));
                 }
-                Err(reason) => {
-                    let rejected = Rejected::new(&object.name(), text, value, reason);
-                    bad_keys.insert(text.clone(), rejected);
-                }
+                Ok(AnyKey::Uid(uid)) => claims.expect(object, uid, value),
+                Err(reason) => claims.reject(object, text, value, reason),
             }
         }
-        Self { entries: entries.into_iter().collect(), bad_keys }
+        claims.entries = entries.into_iter().collect();
+        claims
     }
 
-    fn set(&mut self, object: &PodObject, text: &str, value: Option<&str>) -> Option<PodIp> {
-        match (EntryKey::read(text), value) {
-            (Ok(key), Some(value)) => {
+    /// What was learnt on this node.
+    fn learnt(pods: BTreeMap<PodIp, Option<Vip>>) -> Self {
+        let claim = |(pod, vip)| (EntryKey { pod, spelling: None }, Ok(vip));
+        Self { entries: pods.into_iter().map(claim).collect(), ..Self::default() }
+    }
+
+    fn set(&mut self, object: &PodObject, text: &str, value: Option<&str>) -> Touched {
+        let touched = |pod: PodIp| Touched { pods: vec![pod], expected: false };
+        match (AnyKey::read(text), value) {
+            (Ok(AnyKey::Entry(key)), Some(value)) => {
                 let pod = key.pod;
                 self.entries.insert(key, read_claim(pod, value));
-                Some(pod)
+                touched(pod)
             }
-            (Ok(key), None) => self.entries.remove(&key).map(|_| key.pod),
+            (Ok(AnyKey::Entry(key)), None) => {
+                self.entries.remove(&key).map(|_| touched(key.pod)).unwrap_or_default()
+            }
+            (Ok(AnyKey::Uid(uid)), Some(value)) => {
+                let before = self.expected.get(&uid).copied();
+                self.bad_keys.remove(text);
+                self.expect(object, uid, value);
+                let expected = before != self.expected.get(&uid).copied();
+                Touched { pods: Vec::new(), expected }
+            }
+            (Ok(AnyKey::Uid(uid)), None) => {
+                self.bad_keys.remove(text);
+                Touched { pods: Vec::new(), expected: self.expected.remove(&uid).is_some() }
+            }
             (Err(reason), Some(value)) => {
-                let rejected = Rejected::new(&object.name(), text, value, reason);
-                self.bad_keys.insert(text.to_owned(), rejected);
-                None
+                self.reject(object, text, value, reason);
+                Touched::default()
             }
             (Err(_), None) => {
                 self.bad_keys.remove(text);
-                None
+                Touched::default()
             }
         }
+    }
+
+    fn expect(&mut self, object: &PodObject, uid: PodUid, value: &str) {
+        let (expected, reason) = expected_value(value);
+        self.expected.insert(uid, expected);
+        if let Some(reason) = reason {
+            self.reject(object, &uid.to_string(), value, reason);
+        }
+    }
+
+    fn reject(&mut self, object: &PodObject, text: &str, value: &str, reason: Reason) {
+        let rejected = Rejected::new(&object.name(), text, value, reason);
+        self.bad_keys.insert(text.to_owned(), rejected);
     }
 
     /// The pods with several claims, or a bad one.
@@ -158,20 +219,28 @@ impl Default for Claims {
             objects: BTreeMap::new(),
             claimants: BTreeSet::new(),
             suspects: BTreeSet::new(),
-            lowest: PodObject::OfNode("".into()),
+            lowest: PodObject::Learnt,
         }
     }
 }
 
 impl Claims {
-    /// Replaces all entries of an object; gives the pods whose claims changed, in ascending order.
-    /// O(entries).
+    /// Replaces all entries of an object; gives what that is about. O(entries).
     pub(super) fn replace(
         &mut self,
         object: &PodObject,
         data: &BTreeMap<String, String>,
-    ) -> Vec<PodIp> {
-        let new = ObjectClaims::read(object, data);
+    ) -> Touched {
+        self.replace_with(object, ObjectClaims::read(object, data))
+    }
+
+    /// Replaces all that was learnt on this node; gives the pods whose claims changed, in ascending
+    /// order.
+    pub(super) fn learn(&mut self, pods: BTreeMap<PodIp, Option<Vip>>) -> Vec<PodIp> {
+        self.replace_with(&PodObject::Learnt, ObjectClaims::learnt(pods)).pods
+    }
+
+    fn replace_with(&mut self, object: &PodObject, new: ObjectClaims) -> Touched {
         let old = self.objects.remove(object).unwrap_or_default();
         let touched = differing(&old.entries, &new.entries);
         let mut unsettled = Vec::new();
@@ -184,23 +253,28 @@ impl Claims {
         } else {
             unsettled.clone_from(&touched);
         }
+        let expected = old.expected != new.expected;
         self.objects.insert(object.clone(), new);
         for pod in unsettled {
             self.note(pod, object);
         }
-        touched
+        Touched { pods: touched, expected }
     }
 
-    /// Sets or removes one entry of an object; gives the pod it claims.
-    pub(super) fn set(
-        &mut self,
-        object: &PodObject,
-        key: &str,
-        value: Option<&str>,
-    ) -> Option<PodIp> {
-        let pod = self.objects.entry(object.clone()).or_default().set(object, key, value)?;
-        self.note(pod, object);
-        Some(pod)
+    /// The pods that objects name by UID, the object that wins last.
+    pub(super) fn expected(&self) -> impl Iterator<Item = (&PodObject, PodUid, Expected)> {
+        self.objects.iter().rev().flat_map(|(object, claims)| {
+            claims.expected.iter().map(move |(uid, expected)| (object, *uid, *expected))
+        })
+    }
+
+    /// Sets or removes one entry of an object; gives what that is about.
+    pub(super) fn set(&mut self, object: &PodObject, key: &str, value: Option<&str>) -> Touched {
+        let touched = self.objects.entry(object.clone()).or_default().set(object, key, value);
+        for &pod in &touched.pods {
+            self.note(pod, object);
+        }
+        touched
     }
 
     /// What the claim that counts asks for; `None` if there is no claim on the pod.
@@ -228,6 +302,8 @@ impl Claims {
             let reason = match (violation, claim) {
                 (Some(violation), _) => Reason::Violation(violation),
                 (None, Err(bad)) => bad.1.clone(),
+                // Nobody's fault: whoever wrote the others is about to hear of it.
+                (None, Ok(_)) if *winning_object == PodObject::Learnt => continue,
                 (None, Ok(vip)) if *vip != wish(winner) => {
                     Reason::Contradicted { object: winning_object.name(), key: winning_key.text() }
                 }

@@ -1,7 +1,7 @@
 //! What the objects that were read amount to, kept up to date change by change.
 //!
-//! Objects that mappings are not made of (`vip-configmap`, `vip-candidates`, `egress-node-*`, and
-//! names nobody knows) are ignored.
+//! Objects that mappings are not made of (`vip-configmap`, `vip-candidates`, and names nobody knows)
+//! are ignored.
 
 #[cfg(test)]
 mod tests;
@@ -9,10 +9,12 @@ mod tests;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::claims::{Claims, PodObject};
-use super::{Mappings, Violation, fitting_vips, taken_addresses};
-use crate::config_map::{self, Object, Rejected, decode_networks, route_id_entries};
-use crate::{PodIp, Vip};
+use super::claims::{Claims, PodObject, Touched};
+use super::{Expected, Mappings, Violation, fitting_vips, taken_addresses};
+use crate::config_map::{
+    self, Object, Rejected, decode_networks, decode_node_report, report_keys, route_id_entries,
+};
+use crate::{PodIp, PodUid, Vip};
 
 /// News of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub struct Effect {
     pub vips: bool,
     /// Whether the cluster's networks differ now.
     pub networks: bool,
+    /// Whether other pods are expected, or to get something else.
+    pub expected: bool,
     /// The pods that came, went or have another VIP.
     pub pods: BTreeSet<PodIp>,
 }
@@ -66,11 +70,18 @@ pub struct MappingsStore {
     route_ids: Small,
     networks: Small,
     claims: Claims,
+    /// The addresses of pods on this node, as they were learnt here.
+    learnt: Learnt,
+    /// What other nodes have learnt of theirs, by the objects with their pods.
+    reported: BTreeMap<PodObject, Learnt>,
     pods_read: BTreeSet<PodObject>,
     /// The object with pods that has to be read; if none, any will do.
     needed: Option<PodObject>,
     missing: BTreeSet<String>,
 }
+
+/// The addresses of pods, by their UIDs.
+type Learnt = BTreeMap<PodUid, BTreeSet<PodIp>>;
 
 /// A small object: kept as it is and decoded anew on each change.
 #[derive(Debug, Default)]
@@ -107,10 +118,14 @@ impl MappingsStore {
     pub fn apply(&mut self, change: Change) -> Effect {
         let Change { object, content } = change;
         let Some(kind) = Object::of_name(&object) else { return Effect::default() };
+        if let Object::ReportOfNode(node) = kind {
+            let pods = PodObject::OfNode(node.into());
+            return self.hear_report(pods, &object, content);
+        }
         let pods = match kind {
             Object::PodsOfNode(node) => Some(PodObject::OfNode(node.into())),
             Object::Pods => Some(PodObject::Cluster),
-            Object::RouteIds | Object::Networks => None,
+            Object::RouteIds | Object::Networks | Object::ReportOfNode(_) => None,
         };
         if content == Content::Missing {
             if self.was_read(kind, pods.as_ref()) {
@@ -130,6 +145,64 @@ impl MappingsStore {
                 self.settle_small()
             }
         }
+    }
+
+    /// Takes in which addresses the pods of this node have: all that are known. A pod that is
+    /// expected gets at once what it is to get; that lasts until its object names it by its addresses
+    /// or not at all.
+    pub fn learn(&mut self, addresses: BTreeMap<PodUid, BTreeSet<PodIp>>) -> Effect {
+        self.learnt = addresses;
+        let touched = self.join();
+        Effect { pods: self.settle(touched), ..Effect::default() }
+    }
+
+    /// The pods of this node whose objects do not know their addresses yet, and what they will get;
+    /// without a node, of all objects.
+    pub fn expected(&self) -> BTreeMap<PodUid, Expected> {
+        let expected = self.claims.expected().filter(|(object, ..)| self.is_own(object));
+        expected.map(|(_, uid, expected)| (uid, expected)).collect()
+    }
+
+    /// Whether the object is about pods of this node.
+    fn is_own(&self, object: &PodObject) -> bool {
+        match &self.needed {
+            Some(needed) => object == needed || *object == PodObject::Cluster,
+            None => true,
+        }
+    }
+
+    /// Takes in what a node reports of its pods: a shorter way than over the object that names them.
+    /// It counts only for pods that this object expects, so no node speaks for those of another.
+    fn hear_report(&mut self, pods: PodObject, object: &str, content: Content) -> Effect {
+        let data = match content {
+            Content::Whole(data) => data,
+            Content::Keys(keys) => {
+                let is_told = |(key, _): &(String, _)| key == report_keys::PODS;
+                let Some((key, value)) = keys.into_iter().rfind(is_told) else {
+                    return Effect::default();
+                };
+                value.into_iter().map(|value| (key.clone(), value)).collect()
+            }
+            Content::Missing => BTreeMap::new(),
+        };
+        let report = decode_node_report(object, &data).entries;
+        let learnt = report.pods.into_iter().map(|(uid, ips)| (uid, ips.into_iter().collect()));
+        self.reported.insert(pods, learnt.collect());
+        let touched = self.join();
+        Effect { pods: self.settle(touched), ..Effect::default() }
+    }
+
+    /// Brings the claims of what was learnt in line; gives the pods whose claims changed, in
+    /// ascending order.
+    fn join(&mut self) -> Vec<PodIp> {
+        let mut claims = BTreeMap::new();
+        for (object, uid, expected) in self.claims.expected() {
+            let own = Some(&self.learnt).filter(|_| self.is_own(object));
+            let learnt = own.or_else(|| self.reported.get(object));
+            let ips = learnt.and_then(|learnt| learnt.get(&uid)).into_iter().flatten();
+            claims.extend(ips.map(|ip| (*ip, expected.of(*ip))));
+        }
+        self.claims.learn(claims)
     }
 
     /// The mappings, once `vip-routeid-mappings`, `egress-networks` and the node's own object with
@@ -176,6 +249,7 @@ impl MappingsStore {
         match kind {
             Object::RouteIds => self.route_ids.read,
             Object::Networks => self.networks.read,
+            Object::ReportOfNode(_) => false,
             Object::Pods | Object::PodsOfNode(_) => {
                 pods.is_some_and(|pods| self.pods_read.contains(pods))
             }
@@ -183,21 +257,31 @@ impl MappingsStore {
     }
 
     fn update_pods(&mut self, object: PodObject, content: Content) -> Effect {
-        let touched = match content {
+        let Touched { mut pods, expected } = match content {
             Content::Whole(data) => {
                 let touched = self.claims.replace(&object, &data);
                 self.pods_read.insert(object);
                 touched
             }
-            Content::Keys(keys) => keys
-                .into_iter()
-                .filter_map(|(key, value)| self.claims.set(&object, &key, value.as_deref()))
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .collect(),
-            Content::Missing => Vec::new(),
+            Content::Keys(keys) => {
+                let mut pods = BTreeSet::new();
+                let mut expected = false;
+                for (key, value) in keys {
+                    let touched = self.claims.set(&object, &key, value.as_deref());
+                    pods.extend(touched.pods);
+                    expected |= touched.expected;
+                }
+                Touched { pods: pods.into_iter().collect(), expected }
+            }
+            Content::Missing => Touched::default(),
         };
-        Effect { pods: self.settle(touched), ..Effect::default() }
+        if expected {
+            // In the same breath: an address that an object names at last stays mapped.
+            pods.extend(self.join());
+            pods.sort_unstable();
+            pods.dedup();
+        }
+        Effect { pods: self.settle(pods), expected, ..Effect::default() }
     }
 
     /// Decodes the small objects anew, and settles the pods whose address was or is taken.
@@ -225,6 +309,7 @@ impl MappingsStore {
         Effect {
             vips: vips != self.mappings.vips,
             networks: networks != self.mappings.networks,
+            expected: false,
             pods: self.settle(before.symmetric_difference(&after).copied().collect()),
         }
     }

@@ -4,7 +4,8 @@ use std::fmt;
 
 use kube::api::{ListParams, WatchParams};
 use shared::config_map::{
-    CANDIDATES, NETWORKS, NODE_LABEL, Object, PODS_OF_NODE_PREFIX, ROUTE_IDS, VIPS, pods_of_node,
+    CANDIDATES, NETWORKS, NODE_LABEL, NODE_REPORT_PREFIX, Object, PODS_OF_NODE_PREFIX,
+    REPORT_LABEL, ROUTE_IDS, VIPS, pods_of_node,
 };
 
 /// One object by its name, or the pods of all nodes.
@@ -17,6 +18,8 @@ pub enum Watch {
     PodsOfNode,
     /// Of every other node.
     PodsOfOthers,
+    /// What every other node has learnt of its new pods: a shorter way than over the controller.
+    ReportsOfOthers,
 }
 
 impl Watch {
@@ -28,7 +31,7 @@ impl Watch {
             Self::Networks => NETWORKS.to_owned(),
             Self::Candidates => CANDIDATES.to_owned(),
             Self::PodsOfNode => pods_of_node(node),
-            Self::PodsOfOthers => return None,
+            Self::PodsOfOthers | Self::ReportsOfOthers => return None,
         })
     }
 
@@ -37,9 +40,11 @@ impl Watch {
         match self.name(node) {
             Some(name) => name == object,
             // The node's own object has a watch of its own, and two would overtake each other.
-            None => {
-                matches!(Object::of_name(object), Some(Object::PodsOfNode(other)) if other != node)
-            }
+            None => match (self, Object::of_name(object)) {
+                (Self::PodsOfOthers, Some(Object::PodsOfNode(other)))
+                | (Self::ReportsOfOthers, Some(Object::ReportOfNode(other))) => other != node,
+                _ => false,
+            },
         }
     }
 
@@ -47,7 +52,7 @@ impl Watch {
         let all = ListParams::default();
         match self.name(node) {
             Some(name) => all.fields(&format!("metadata.name={name}")),
-            None => all.labels(NODE_LABEL),
+            None => all.labels(self.selector()),
         }
     }
 
@@ -55,8 +60,12 @@ impl Watch {
         let all = WatchParams::default().timeout(seconds);
         match self.name(node) {
             Some(name) => all.fields(&format!("metadata.name={name}")),
-            None => all.labels(NODE_LABEL),
+            None => all.labels(self.selector()),
         }
+    }
+
+    fn selector(self) -> &'static str {
+        if self == Self::ReportsOfOthers { REPORT_LABEL } else { NODE_LABEL }
     }
 
     /// What metrics call it.
@@ -68,6 +77,7 @@ impl Watch {
             Self::Candidates => CANDIDATES,
             Self::PodsOfNode => "pods-of-this-node",
             Self::PodsOfOthers => "pods-of-other-nodes",
+            Self::ReportsOfOthers => "reports-of-other-nodes",
         }
     }
 }
@@ -77,6 +87,7 @@ impl fmt::Display for Watch {
         match self {
             Self::PodsOfNode => write!(f, "{PODS_OF_NODE_PREFIX}<this node>"),
             Self::PodsOfOthers => write!(f, "{PODS_OF_NODE_PREFIX}<other nodes>"),
+            Self::ReportsOfOthers => write!(f, "{NODE_REPORT_PREFIX}<other nodes>"),
             named => f.write_str(named.label()),
         }
     }

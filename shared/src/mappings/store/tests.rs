@@ -3,7 +3,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Vip;
-use crate::config_map::{NETWORKS, PODS, ROUTE_IDS, Reason, decode_pods, decode_route_ids};
+use crate::config_map::{
+    NETWORKS, PODS, PodKey, ROUTE_IDS, Reason, decode_expected, decode_pods, decode_route_ids,
+};
 
 type Data = BTreeMap<String, String>;
 
@@ -57,12 +59,23 @@ fn any_object() -> impl Strategy<Value = String> {
     .prop_map(str::to_owned)
 }
 
+fn any_uid() -> impl Strategy<Value = PodUid> {
+    "8f14e45f-ceea-467f-a0e6-5d1c5a3b7c2[1-3]".prop_map(|text| text.parse().unwrap())
+}
+
+/// What is known on the node of which pods have which addresses.
+fn any_addresses() -> impl Strategy<Value = BTreeMap<PodUid, BTreeSet<PodIp>>> {
+    let ip = "(10\\.0\\.0\\.[1-4]|fd00::[12])".prop_map(|text| text.parse().unwrap());
+    btree_map(any_uid(), proptest::collection::btree_set(ip, 0..3), 0..3)
+}
+
 /// Few enough that entries of different objects meet each other.
 fn any_key() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => "10\\.0\\.0\\.[1-4]",
         4 => "(fd|FD)00-(0-|-)-[1-2]",
         3 => "pod-subnets|service-subnets|node-addresses",
+        2 => any_uid().prop_map(|uid| uid.to_string()),
         1 => "junk[12]",
     ]
 }
@@ -74,6 +87,7 @@ fn any_value() -> impl Strategy<Value = String> {
         3 => "[1-3]",
         1 => "10\\.0\\.0\\.[0-4]/(30|31),fd00::[12]",
         1 => Just(String::new()),
+        1 => "10\\.0\\.0\\.[1-4],fd00::[1-2]",
         1 => "garbage[12]",
     ]
 }
@@ -88,12 +102,26 @@ fn any_change() -> impl Strategy<Value = Change> {
     (any_object(), content).prop_map(|(object, content)| Change { object, content })
 }
 
+#[derive(Clone, Debug)]
+enum News {
+    Change(Change),
+    Learnt(BTreeMap<PodUid, BTreeSet<PodIp>>),
+}
+
+fn any_news() -> impl Strategy<Value = News> {
+    prop_oneof![
+        4 => any_change().prop_map(News::Change),
+        1 => any_addresses().prop_map(News::Learnt),
+    ]
+}
+
 /// What the latest content of each object is, found in the plainest way.
 #[derive(Default)]
 struct Latest {
     objects: BTreeMap<String, Data>,
     read: BTreeSet<String>,
     missing: BTreeSet<String>,
+    learnt: BTreeMap<PodUid, BTreeSet<PodIp>>,
 }
 
 impl Latest {
@@ -144,7 +172,7 @@ impl Latest {
     }
 
     fn claimed(&self) -> BTreeMap<PodIp, Option<Vip>> {
-        let mut pods = BTreeMap::new();
+        let mut pods = self.joined();
         for name in self.pod_objects() {
             for (pod, vip) in decode_pods(name, &self.of(name)).entries {
                 pods.entry(pod).or_insert(vip);
@@ -153,15 +181,32 @@ impl Latest {
         pods
     }
 
+    /// What follows from UIDs and addresses learnt.
+    fn joined(&self) -> BTreeMap<PodIp, Option<Vip>> {
+        let mut joined = BTreeMap::new();
+        for name in self.pod_objects().into_iter().rev() {
+            for (uid, of) in decode_expected(name, &self.of(name)).entries {
+                let ips = self.learnt.get(&uid).into_iter().flatten();
+                joined.extend(ips.map(|ip| (*ip, of.of(*ip))));
+            }
+        }
+        joined
+    }
+
     /// Object and key of every entry with a pod that does not count as it was meant.
     fn rejected_pods(&self) -> BTreeSet<(String, String)> {
-        let (claimed, mappings) = (self.claimed(), self.mappings());
+        let (claimed, joined, mappings) = (self.claimed(), self.joined(), self.mappings());
         let mut rejected = BTreeSet::new();
         for name in self.pod_objects() {
             for (key, value) in self.of(name) {
-                let fine = config_map::pod_key(&key).ok().is_some_and(|pod| {
-                    mappings.pods().contains_key(&pod)
-                        && config_map::pod_value(pod, &value).is_ok_and(|vip| vip == claimed[&pod])
+                let fine = config_map::pod_key(&key).ok().is_some_and(|pod| match pod {
+                    PodKey::Uid(_) => config_map::expected_value(&value).1.is_none(),
+                    PodKey::Ip(pod) => {
+                        let wish = config_map::pod_value(pod, &value);
+                        mappings.pods().contains_key(&pod)
+                            && wish
+                                .is_ok_and(|vip| vip == claimed[&pod] || joined.contains_key(&pod))
+                    }
                 });
                 if !fine {
                     rejected.insert((name.clone(), key));
@@ -177,6 +222,7 @@ impl Latest {
             let content = Content::Whole(data.clone());
             store.apply(Change { object: object.clone(), content });
         }
+        store.learn(self.learnt.clone());
         store
     }
 }
@@ -204,13 +250,21 @@ proptest! {
 
     #[test]
     fn changes_one_by_one_amount_to_what_the_objects_say_in_the_end(
-        changes in vec(any_change(), 0..16)
+        changes in vec(any_news(), 0..16)
     ) {
         let (mut store, mut latest) = (MappingsStore::default(), Latest::default());
         for change in changes {
             let before = store.mappings.clone();
-            let effect = store.apply(change.clone());
-            latest.apply(change);
+            let effect = match change {
+                News::Change(change) => {
+                    latest.apply(change.clone());
+                    store.apply(change)
+                }
+                News::Learnt(addresses) => {
+                    latest.learnt.clone_from(&addresses);
+                    store.learn(addresses)
+                }
+            };
 
             prop_assert_eq!(&store.mappings, &latest.mappings());
             check_guarantees(&store.mappings)?;
@@ -355,4 +409,93 @@ fn objects_of_others_are_ignored() {
     let names = ["vip-configmap", "vip-candidates", "egress-node-a", "podip-vip-mappings-", "x"];
     let store = store(names.map(|name| whole(name, &entries)));
     assert_eq!((pods(&store), rejected(&store), store.missing().count()), (vec![], vec![], 0));
+}
+
+const UID: &str = "8f14e45f-ceea-467f-a0e6-5d1c5a3b7c21";
+
+fn addresses(ips: &[&str]) -> BTreeMap<PodUid, BTreeSet<PodIp>> {
+    [(UID.parse().unwrap(), ips.iter().map(|ip| ip.parse().unwrap()).collect())].into()
+}
+
+#[test]
+fn a_pod_expected_by_uid_is_mapped_when_its_address_is_learnt_whichever_comes_first() {
+    let expected = || key("podip-vip-mappings-a", UID, Some("192.168.0.1"));
+    let learnt = || addresses(&["10.0.0.1", "fd00::1"]);
+    let mapped = ["10.0.0.1 192.168.0.1", "fd00::1 held"];
+
+    let mut first = MappingsStore::of_node("a");
+    assert!(first.apply(expected()).expected);
+    assert_eq!(pods(&first), [""; 0]);
+    assert_eq!(first.learn(learnt()).pods.len(), 2);
+    assert_eq!(pods(&first), mapped);
+
+    let mut second = MappingsStore::of_node("a");
+    assert_eq!(second.learn(learnt()), Effect::default());
+    assert_eq!(second.apply(expected()).pods.len(), 2);
+    assert_eq!(pods(&second), mapped);
+
+    let mut elsewhere = MappingsStore::of_node("b");
+    elsewhere.apply(expected());
+    elsewhere.learn(learnt());
+    assert_eq!(pods(&elsewhere), [""; 0], "it is another node's pod");
+}
+
+#[test]
+fn a_learnt_address_stays_mapped_until_the_object_names_it_or_the_pod_is_gone() {
+    let mut store = MappingsStore::of_node("a");
+    store.apply(key("podip-vip-mappings-a", UID, Some("192.168.0.1")));
+    store.learn(addresses(&["10.0.0.1"]));
+    let named = [("10.0.0.1", "192.168.0.1")];
+    assert_eq!(store.apply(whole("podip-vip-mappings-a", &named)).pods, [].into());
+    assert_eq!(pods(&store), ["10.0.0.1 192.168.0.1"]);
+    store.apply(whole("podip-vip-mappings-a", &[(UID, "192.168.0.1")]));
+    store.learn(BTreeMap::new());
+    assert_eq!(pods(&store), [""; 0], "the address was given back");
+    store.learn(addresses(&["10.0.0.1"]));
+    store.apply(whole("podip-vip-mappings-a", &[]));
+    assert_eq!(pods(&store), [""; 0], "nobody expects the pod");
+}
+
+#[test]
+fn a_new_pod_never_inherits_what_its_address_is_mapped_to() {
+    let mut store = MappingsStore::of_node("a");
+    let old = ("10.0.0.1", "192.168.0.1");
+    store.apply(whole("podip-vip-mappings-a", &[old, (UID, "192.168.0.2")]));
+    assert_eq!(pods(&store), ["10.0.0.1 192.168.0.1"]);
+    store.learn(addresses(&["10.0.0.1"]));
+    assert_eq!(pods(&store), ["10.0.0.1 192.168.0.2"]);
+    assert_eq!(rejected(&store), [""; 0], "that is as it should be");
+    store.apply(key("podip-vip-mappings-a", UID, Some("192.168.0.3,192.168.0.4,fd00::1")));
+    assert_eq!(pods(&store), ["10.0.0.1 held"]);
+    assert_eq!(
+        rejected(&store),
+        [format!(
+            "podip-vip-mappings-a, key \"{UID}\", value \"192.168.0.3,192.168.0.4,fd00::1\": the pod \
+             is held in that family because it names two VIPs of it; remove one"
+        )]
+    );
+}
+
+#[test]
+fn what_a_node_reports_of_its_pods_counts_while_its_object_expects_them() {
+    let report = |node: &str, ip: &str| {
+        whole(&format!("egress-node-{node}"), &[("pods", &format!("{UID} {ip}")), ("synced", "x")])
+    };
+    let mut store = MappingsStore::of_node("a");
+    store.apply(whole("podip-vip-mappings-b", &[(UID, "192.168.0.1")]));
+    store.apply(report("c", "10.0.0.3"));
+    assert_eq!(pods(&store), [""; 0], "it is not a pod of that node");
+    let effect = store.apply(report("b", "10.0.0.2"));
+    assert_eq!(effect.pods, ["10.0.0.2".parse().unwrap()].into());
+    assert_eq!(pods(&store), ["10.0.0.2 192.168.0.1"]);
+    store.apply(missing("egress-node-b"));
+    assert_eq!(pods(&store), [""; 0]);
+    assert_eq!(store.missing().count(), 0, "nodes come and go");
+    store.apply(report("b", "10.0.0.2"));
+    store.apply(whole("podip-vip-mappings-b", &[]));
+    assert_eq!(pods(&store), [""; 0]);
+
+    store.apply(whole("podip-vip-mappings-a", &[(UID, "192.168.0.1")]));
+    store.apply(report("a", "10.0.0.9"));
+    assert_eq!(pods(&store), [""; 0], "a node knows better than its own report");
 }

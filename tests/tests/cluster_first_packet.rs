@@ -1,0 +1,152 @@
+//! Pods of a real Kubernetes whose first act is to send: none of their packets leaves with another
+//! address than the VIP, however they come and go.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tests::{Capture, Installation, eventually};
+
+const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 122, 222);
+const STARTED_WITHIN: Duration = Duration::from_mins(3);
+/// What the pods do: TARGET is an address of the host outside that nobody else sends to.
+const COMMAND: &str = "timeout -s KILL 1 nslookup -type=a first TARGET >/dev/null & \
+    (while :; do nc -w 1 TARGET 7002 </dev/null; done) & exec ping -q -i 0.05 TARGET";
+
+/// One test at a time: they share a cluster of two processors.
+struct Bed {
+    installation: &'static Installation,
+    target: IpAddr,
+    capture: Capture,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Bed {
+    /// The pods with that label are covered; `number` tells this test's packets from others'.
+    fn take(label: &str, number: u8) -> Result<Self> {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let installation = Installation::shared()?;
+        let lab = installation.cluster().lab();
+        let target = Ipv4Addr::new(192, 168, 122, number);
+        let (netns, address) = (&lab.outside().netns, format!("{target}/24"));
+        tests::run(&["ip", "-n", netns, "addr", "add", &address, "dev", "eth0"])?;
+        installation.create_vip("first-packet", &VIP.to_string())?;
+        let egress =
+            format!("{{ip: {VIP}, kind: pod, selector: {{matchLabels: {{app: {label}}}}}}}");
+        installation.create_egress("default", label, &egress)?;
+        for agents in ["kube-egress", "kube-keepalived-vip"] {
+            let what = format!("daemonset/{agents}");
+            installation.cluster().wait_rollout("default", &what, STARTED_WITHIN)?;
+        }
+        let capture = Capture::start(lab)?;
+        Ok(Self { installation, target: target.into(), capture, _turn: turn })
+    }
+
+    /// The spec of a pod that sends at once.
+    fn spec(&self) -> String {
+        let command = COMMAND.replace("TARGET", &self.target.to_string());
+        format!(
+            "{{terminationGracePeriodSeconds: 1, containers: [{{name: main, \
+             image: 'localhost/busybox:1', imagePullPolicy: Never, command: [sh, -c, \"{command}\"]}}]}}"
+        )
+    }
+
+    /// How many datagrams that pods sent as their first act have arrived.
+    fn first_packets(&self) -> u64 {
+        let (target, port) = (self.target, 53);
+        let is_first = |flow: &tests::Flow| {
+            flow.destination == target && flow.destination_port == port && flow.source == VIP
+        };
+        self.capture.sources_where(is_first).map_or(0, |sources| sources.into_values().sum())
+    }
+
+    /// So many pods have been heard, and no packet had another address.
+    #[track_caller]
+    fn assert_heard(&self, pods: u64) {
+        eventually(STARTED_WITHIN, || self.first_packets() >= pods);
+        self.capture.assert_only_source(VIP.into(), self.target, pods);
+    }
+
+    fn sh(&self, line: &str) -> Result<String> {
+        self.installation.sh(line)
+    }
+}
+
+fn burst(bed: &Bed, label: &str, count: usize) -> Result<()> {
+    let pod = |number| {
+        format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{namespace: default, name: {label}-{number}, labels: {{app: {label}}}}}
+spec: {}
+---
+",
+            bed.spec()
+        )
+    };
+    bed.installation.apply(&(0..count).map(pod).collect::<String>()).map(drop)
+}
+
+#[test]
+fn a_burst_of_pods_leaves_with_the_vip_from_the_first_packet() -> Result<()> {
+    let bed = Bed::take("burst", 150)?;
+    burst(&bed, "burst", 20)?;
+    bed.assert_heard(20);
+    let nodes = bed.sh("kubectl get pods -l app=burst -o jsonpath='{.items[*].spec.nodeName}'")?;
+    let holder = bed.sh("kubectl get vip first-packet -o jsonpath='{.status.holder}'")?;
+    let here = nodes.split_whitespace().filter(|node| *node == holder.trim()).count();
+    assert!(here > 0 && here < 20, "on the holder's node and on others: {nodes}");
+    bed.sh("kubectl delete pods -l app=burst")?;
+    bed.assert_heard(20);
+    Ok(())
+}
+
+#[test]
+fn owners_that_make_pods_anew_leak_nothing() -> Result<()> {
+    let bed = Bed::take("owned", 151)?;
+    let template =
+        format!("template: {{metadata: {{labels: {{app: owned}}}}, spec: {}}}", bed.spec());
+    bed.installation.apply(&format!(
+        "apiVersion: apps/v1
+kind: Deployment
+metadata: {{namespace: default, name: owned}}
+spec: {{replicas: 4, selector: {{matchLabels: {{app: owned}}}}, {template}}}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {{namespace: default, name: owned-set}}
+spec: {{replicas: 2, serviceName: owned, podManagementPolicy: Parallel, selector: {{matchLabels: {{app: owned}}}}, {template}}}
+"
+    ))?;
+    bed.assert_heard(6);
+    bed.sh("kubectl scale deployment/owned --replicas=1")?;
+    bed.sh("kubectl scale deployment/owned --replicas=5")?;
+    bed.assert_heard(10);
+    bed.sh("kubectl delete pod owned-set-0 owned-set-1")?;
+    bed.assert_heard(12);
+    bed.sh("kubectl delete deployment/owned statefulset/owned-set && kubectl wait --for=delete pods -l app=owned")?;
+    bed.assert_heard(12);
+    Ok(())
+}
+
+#[test]
+fn a_controller_that_restarts_meanwhile_costs_packets_but_leaks_none() -> Result<()> {
+    let bed = Bed::take("restart", 152)?;
+    bed.sh("kubectl rollout restart deployment/egress-mapper")?;
+    burst(&bed, "restart", 10)?;
+    let all = "kubectl wait --for=condition=Ready --timeout=180s pods -l app=restart";
+    bed.sh(all).context("the pods do not run")?;
+    let echoes = |bed: &Bed| {
+        let target = bed.target;
+        let of_pods = |flow: &tests::Flow| flow.destination == target && flow.protocol == 1;
+        bed.capture.sources_where(of_pods).map_or(0, |sources| sources.into_values().sum::<u64>())
+    };
+    let before = echoes(&bed);
+    eventually(STARTED_WITHIN, || echoes(&bed) > before + 500);
+    bed.capture.assert_only_source(VIP.into(), bed.target, 500);
+    bed.sh("kubectl delete pods -l app=restart")?;
+    bed.capture.assert_only_source(VIP.into(), bed.target, 500);
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! Addresses that a node learns by itself: what they are worth, and what nonsense does.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Result;
+use tests::{
+    Agent, Capture, CniResults, Family, Lab, MappingsDir, UdpServer, eventually, seen_as, vip,
+};
+
+const PORT: u16 = 7000;
+const SOON: Duration = Duration::from_secs(10);
+const PODS: &str = "podip-vip-mappings";
+const UID: &str = "8f14e45f-ceea-467f-a0e6-5d1c5a3b7c21";
+const OTHER: &str = "8f14e45f-ceea-467f-a0e6-5d1c5a3b7c22";
+
+/// One node that holds a VIP, and its agent, which is ready.
+struct Bed {
+    agent: Agent,
+    mappings: MappingsDir,
+    results: CniResults,
+    server: UdpServer,
+    lab: Lab,
+}
+
+impl Bed {
+    fn new() -> Result<Self> {
+        let lab = Lab::builder().nodes(1).pods_per_node(3).build()?;
+        let server = UdpServer::start(lab.outside(), PORT)?;
+        let mut mappings = MappingsDir::of(&lab)?;
+        mappings.set_vip(vip(Family::V4, 222), 64)?;
+        mappings.hold(pod(&lab, 2))?;
+        lab.hold_vip(1, vip(Family::V4, 222))?;
+        let results = CniResults::new()?;
+        let directory = results.path().to_string_lossy().into_owned();
+        let arguments = ["--cni-results-dir", &directory];
+        let mut agent = Agent::start(lab.node(1), mappings.path(), &arguments)?;
+        agent.wait_ready()?;
+        Ok(Self { agent, mappings, results, server, lab })
+    }
+
+    fn maps(&self, pod: IpAddr) -> bool {
+        let element = format!("{{ {pod} }}");
+        let get = ["nft", "get", "element", "inet", "egress", "pod_vip4", &element];
+        self.lab
+            .node(1)
+            .run(&get)
+            .is_ok_and(|text| text.contains(&format!("{pod} : {}", vip(Family::V4, 222))))
+    }
+
+    fn ignored(&self, reason: &str) -> Result<f64> {
+        self.agent.metric(&format!("egress_agent_cni_results_ignored_total{{reason=\"{reason}\"}}"))
+    }
+}
+
+fn pod(lab: &Lab, number: usize) -> IpAddr {
+    lab.pod(1, number).ip(Family::V4)
+}
+
+#[test]
+fn a_pod_leaves_with_its_vip_once_the_node_knows_its_address() -> Result<()> {
+    let mut bed = Bed::new()?;
+    let (vip, ip) = (vip(Family::V4, 222), pod(&bed.lab, 1));
+    bed.mappings.set(PODS, UID, &vip.to_string())?;
+    let expected = || bed.agent.metric("egress_agent_pods{state=\"expected\"}");
+    eventually(SOON, || expected().is_ok_and(|pods| pods > 0.5));
+    assert!(!bed.maps(ip), "nobody knows its address");
+
+    let capture = Capture::start(&bed.lab)?;
+    bed.results.assign(UID, &[ip])?;
+    eventually(SOON, || bed.maps(ip));
+    let outside = SocketAddr::new(bed.lab.outside().ip(Family::V4), PORT);
+    assert_eq!(seen_as(bed.lab.pod(1, 1), outside)?, [vip]);
+    capture.assert_only_source(vip, outside.ip(), 1);
+
+    // The object names it at last: nothing changes, whatever becomes of the result.
+    bed.mappings.map(ip, vip)?;
+    bed.mappings.remove(PODS, UID)?;
+    bed.results.give_back(UID)?;
+    bed.mappings.set(PODS, OTHER, "")?;
+    bed.results.assign(OTHER, &[pod(&bed.lab, 3)])?;
+    eventually(SOON, || bed.agent.log().contains(&pod(&bed.lab, 3).to_string()));
+    assert!(bed.maps(ip));
+    bed.agent.stop()?;
+    drop(bed.server);
+    Ok(())
+}
+
+#[test]
+fn an_address_that_is_used_again_is_not_inherited() -> Result<()> {
+    let mut bed = Bed::new()?;
+    let (vip, ip) = (vip(Family::V4, 222), pod(&bed.lab, 1));
+    bed.mappings.map(ip, vip)?;
+    eventually(SOON, || bed.maps(ip));
+    bed.mappings.set(PODS, OTHER, "")?;
+    bed.results.assign(OTHER, &[ip])?;
+    eventually(SOON, || !bed.maps(ip));
+    let capture = Capture::start(&bed.lab)?;
+    let outside = SocketAddr::new(bed.lab.outside().ip(Family::V4), PORT);
+    assert!(seen_as(bed.lab.pod(1, 1), outside).is_err(), "it is held");
+    capture.assert_silent(outside.ip());
+    bed.agent.stop()
+}
+
+#[test]
+fn nonsense_among_the_results_is_counted_and_harms_nothing() -> Result<()> {
+    let mut bed = Bed::new()?;
+    let (vip, ip) = (vip(Family::V4, 222), pod(&bed.lab, 1));
+    bed.mappings.set(PODS, UID, &vip.to_string())?;
+    bed.results.write("half", "{\"kind\":\"cniCacheV1\",")?;
+    bed.results.write("foreign", "{\"kind\":\"other\"}")?;
+    bed.results.write("huge", &" ".repeat(2 << 20))?;
+    bed.results.assign(UID, &[ip])?;
+    eventually(SOON, || bed.maps(ip));
+    for reason in ["broken", "foreign", "too_large"] {
+        eventually(SOON, || bed.ignored(reason).is_ok_and(|count| count > 0.5));
+    }
+    bed.results.give_back(UID)?;
+    eventually(SOON, || !bed.maps(ip));
+    bed.agent.stop()
+}
+
+#[test]
+fn without_results_pods_are_mapped_by_address_and_that_is_said_once() -> Result<()> {
+    let lab = Lab::builder().nodes(1).build()?;
+    let mut mappings = MappingsDir::of(&lab)?;
+    mappings.set_vip(vip(Family::V4, 222), 64)?;
+    mappings.map(pod(&lab, 1), vip(Family::V4, 222))?;
+    let parent = tempfile::tempdir()?;
+    let directory = parent.path().join("results").to_string_lossy().into_owned();
+    let mut agent = Agent::start(lab.node(1), mappings.path(), &["--cni-results-dir", &directory])?;
+    agent.wait_ready()?;
+    let map = ["nft", "list", "map", "inet", "egress", "pod_vip4"];
+    assert!(lab.node(1).run(&map)?.contains(&pod(&lab, 1).to_string()));
+    std::fs::create_dir(&directory)?;
+    let learns = format!("addresses of new pods are learnt from {directory}");
+    eventually(SOON, || agent.log().contains(&learns));
+    let missing = format!("cannot watch {directory}");
+    assert_eq!(agent.log().matches(&missing).count(), 1, "{}", agent.log());
+    agent.stop()
+}
