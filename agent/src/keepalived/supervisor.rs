@@ -166,7 +166,7 @@ impl Supervisor {
         self.directory.join(name)
     }
 
-    /// Has this configuration checked and taken, if it is new. The outcome is an [`Event`].
+    /// Has this configuration checked and taken, if it is new. The outcome is an `Event`.
     pub fn want(&mut self, text: String) -> Result<(), SupervisorError> {
         if self.check.is_some() {
             return Ok(());

@@ -5,14 +5,16 @@
 //! the program fails when something is not as it should be.
 
 use std::io::{Write, stderr, stdout};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use tests::{Capture, KubeCluster, Shell, Witness, left_on, sender};
+use tests::{
+    Capture, KubeCluster, Shell, UdpProbe, UdpServer, Witness, left_on, sender, wait_until,
+};
 
 /// Of the samples in `deploy/crds`.
 const VIP: &str = "192.168.122.222";
@@ -21,6 +23,11 @@ const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 122, 64));
 const POD: &str = "kubectl run -n default pod1 --image=localhost/busybox:1 --image-pull-policy=Never \
                    --restart=Never --command -- sh -c \"trap : TERM INT; (while true;do sleep 1000;done) & wait\"";
 const PING: &str = "kubectl exec pod1 -- ping -c 1 192.168.122.64";
+const PORT: u16 = 7000;
+/// What the pod sends while the VIP fails over.
+const PER_SECOND: u32 = 500;
+/// How long a failover may take: three adverts of 0.1 s and more, on a machine that does all at once.
+const FAILS_OVER_WITHIN: Duration = Duration::from_secs(10);
 /// What the installation makes, in this order; more may come between or after.
 const INSTALLED: [&str; 11] = [
     "serviceaccount/egress-mapper",
@@ -93,6 +100,7 @@ impl Walkthrough {
         self.look()?;
         self.recreate_pod(first)?;
         self.ping("the VIP", |seen| seen == VIP_ADDRESS)?;
+        self.fail_over()?;
         if keep {
             return Ok(());
         }
@@ -197,6 +205,75 @@ impl Walkthrough {
         self.run("kubectl wait --for=condition=Ready --timeout=10s egress/example-pod1-egress")?;
         self.run("kubectl get vip,egress,egressmapper")?;
         self.run("kubectl describe egress example-pod1-egress").map(drop)
+    }
+
+    /// Unplugs the holder while the pod sends: another node takes the VIP.
+    fn fail_over(&self) -> Result<()> {
+        title("The node that holds the VIP loses its network: another one takes over")?;
+        let pod = self.cluster.await_pod("default", "pod1")?;
+        let mut holder = self.holder()?;
+        if holder == pod.node {
+            // Unplugged, it would take the pod's network away, too.
+            holder = self.move_vip(&holder)?;
+        }
+        let _server = UdpServer::start(self.cluster.lab().outside(), PORT)?;
+        let server = SocketAddr::new(OUTSIDE, PORT);
+        let probe = UdpProbe::start(&self.cluster.pod_host(&pod)?, server, PER_SECOND)?;
+        let goes_on = || {
+            let before = probe.received();
+            wait_until(FAILS_OVER_WITHIN, || probe.received() >= before + u64::from(PER_SECOND))
+        };
+        ensure!(goes_on(), "the pod's packets are not answered");
+
+        let number = self.number_of(&holder)?;
+        self.cluster.lab().unplug(number)?;
+        say(format!("  {holder} is unplugged while pod1 sends {PER_SECOND} packets/s"))?;
+        let elsewhere = || self.holder().is_ok_and(|now| now != holder);
+        let moved = wait_until(FAILS_OVER_WITHIN, elsewhere) && goes_on();
+        self.cluster.lab().plug_in(number)?;
+        ensure!(moved, "no other node has taken the VIP");
+        ensure!(goes_on(), "the node that came back has disturbed the new holder");
+        self.run("kubectl get vip")?;
+
+        let report = probe.stop()?;
+        let outage = report.longest_outage.as_millis();
+        let lost = report.lost;
+        say(format!("  {lost} packets lost in {outage} ms; all others were seen with the VIP"))?;
+        ensure!(lost > 0, "no packet was lost: the VIP was not on the node that was unplugged");
+        ensure!(
+            report.sources.keys().all(|source| *source == VIP_ADDRESS),
+            "packets with another address left: {:?}",
+            report.sources
+        );
+        Ok(())
+    }
+
+    fn holder(&self) -> Result<String> {
+        let what = ["get", "vip", "example-vip", "-o", "jsonpath={.status.holder}"];
+        self.cluster.server().kubectl(&what)
+    }
+
+    /// Moves the VIP to any other node, and says which.
+    fn move_vip(&self, from: &str) -> Result<String> {
+        let names = self.cluster.nodes().iter().map(|node| node.host().name.clone());
+        let to = names.into_iter().find(|name| name != from).context("there is one node only")?;
+        let wish = |node: &str| {
+            self.run(&format!(
+                "kubectl patch vip example-vip --type merge -p '{{\"spec\":{{\"preferredNode\":{node}}}}}'"
+            ))
+        };
+        wish(&format!("\"{to}\""))?;
+        self.run(&format!(
+            "kubectl wait --for=jsonpath={{.status.holder}}={to} --timeout=30s vip/example-vip"
+        ))?;
+        wish("null")?;
+        Ok(to)
+    }
+
+    fn number_of(&self, node: &str) -> Result<usize> {
+        let mut nodes = self.cluster.nodes().iter();
+        let place = nodes.position(|other| other.host().name == node);
+        Ok(place.with_context(|| format!("there is no node {node}"))? + 1)
     }
 
     fn keep(self) -> Result<()> {
