@@ -27,7 +27,7 @@ step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps --document-private-items
 
 step "tests"
-cargo test --quiet --locked --workspace
+cargo test --quiet --locked --workspace --no-fail-fast
 
 step "licences, sources, versions of what is depended on"
 if ! command -v cargo-deny >/dev/null; then
