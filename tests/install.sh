@@ -8,7 +8,7 @@ declare -A needed=(
   [nft]=nftables [ip]=iproute2 [tc]=iproute2 [bridge]=iproute2
   [iptables-nft]=iptables [iptables-legacy]=iptables
   [conntrack]=conntrack [tcpdump]=tcpdump [ping]=iputils-ping [setpriv]=util-linux
-  [cc]=gcc [curl]=curl
+  [cc]=gcc [curl]=curl [sysctl]=procps
   # Kubernetes: its nodes, what runs on them, and the images.
   [containerd]=containerd [ctr]=containerd [runc]=runc
   [/usr/lib/cni/bridge]=containernetworking-plugins
