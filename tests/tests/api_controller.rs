@@ -507,9 +507,9 @@ fn an_api_server_that_is_away_changes_nothing() -> Result<()> {
         });
         assert_eq!(versions(&cluster)[2..], before[2..]);
     }
-    // Nothing was removed and put back: each object has had as many writes as it had reasons.
+    // Nothing was removed and put back: a new pod is told by its UID and by its address, or at once.
     let shards = controller.metric("egress_controller_writes_total{object=\"shard\"}")?;
-    assert!((shards - 1.0).abs() < 0.5, "{shards} writes after a restart for one new pod");
+    assert!((1.0..=2.0).contains(&shards), "{shards} writes after a restart for one new pod");
     Ok(())
 }
 
