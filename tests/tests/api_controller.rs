@@ -576,6 +576,15 @@ fn daemon_sets_are_made_and_kept_in_line() -> Result<()> {
         ]
         .map(|(kind, name)| cluster.version(kind, "default", name))
     };
+    // Status comes at most once a second.
+    let mut seen = (versions(&cluster), Instant::now());
+    cluster.eventually("nothing is written any more", |cluster| {
+        let now = versions(cluster);
+        if seen.0 != now {
+            seen = (now, Instant::now());
+        }
+        seen.1.elapsed() > Duration::from_secs(2)
+    });
     let before = versions(&cluster);
     controller.stop()?;
     let second = started(&server, "two")?;
