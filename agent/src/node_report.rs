@@ -14,8 +14,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use shared::config_map::{
-    NodeReport, REPORT_LABEL, decode_node_report, encode_node_report, label_of_node, report_keys,
-    report_of_node,
+    BlockUse, NodeReport, REPORT_LABEL, decode_node_report, encode_node_report, label_of_node,
+    report_keys, report_of_node,
 };
 use shared::{PodIp, PodUid, Vip};
 use tokio::sync::watch;
@@ -56,6 +56,8 @@ pub struct Standing {
     pub message: String,
     /// Addresses of pods that the API server may not know.
     pub pods: BTreeMap<PodUid, Vec<PodIp>>,
+    /// What the node makes of its blocks of VIPs on the direct path.
+    pub blocks: BTreeMap<Vip, BlockUse>,
 }
 
 /// Takes what is to be reported. Dropping it ends the reports.
@@ -219,7 +221,7 @@ fn report(
     conflicts: Conflicts,
     now: Timestamp,
 ) -> NodeReport {
-    let Standing { holds, synced, message, pods } = standing;
+    let Standing { holds, synced, message, pods, blocks } = standing;
     let now = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
     NodeReport {
         holds: match holds {
@@ -234,6 +236,7 @@ fn report(
         pods: pods.clone(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         conflicts,
+        blocks: blocks.clone(),
     }
 }
 
@@ -273,7 +276,8 @@ mod tests {
 
     fn standing(holds: Option<&[&str]>) -> Standing {
         let holds = holds.map(|vips| vips.iter().map(|vip| vip.parse().unwrap()).collect());
-        Standing { holds, synced: true, message: String::new(), pods: BTreeMap::new() }
+        let (pods, blocks) = (BTreeMap::new(), BTreeMap::new());
+        Standing { holds, synced: true, message: String::new(), pods, blocks }
     }
 
     fn at(seconds: i64) -> Timestamp {

@@ -181,7 +181,8 @@ impl Agent {
             let message = wrong.unwrap_or_default().to_owned();
             let pods = self.learnt().into_iter().map(|(uid, ips)| (uid, ips.into_iter().collect()));
             let (synced, pods) = (wrong.is_none(), pods.collect());
-            reporter.tell(Standing { holds, synced, message, pods });
+            let blocks = std::collections::BTreeMap::new();
+            reporter.tell(Standing { holds, synced, message, pods, blocks });
         }
     }
 

@@ -6,6 +6,7 @@
 //! directories whose files may be named so. One address spelled by two keys: the spelling that
 //! [`key`] gives wins, otherwise the lower key.
 
+mod blocks;
 mod candidates;
 mod decode;
 mod encode;
@@ -16,13 +17,15 @@ mod tests;
 use std::fmt::{self, Write};
 use std::net::IpAddr;
 
+pub use self::blocks::{NodeBlocks, VipBlocks, blocks_of_vip, decode_blocks, encode_blocks};
 pub use self::candidates::{decode_candidates, encode_candidates};
 pub use self::decode::{Decoded, decode_expected, decode_networks, decode_pods, decode_route_ids};
 pub(crate) use self::decode::{PodKey, expected_value, pod_key, pod_value, route_id_entries};
 pub use self::encode::{encode_expected, encode_networks, encode_pods, encode_route_ids};
 pub use self::node_report::{
-    NodeReport, decode_node_report, encode_node_report, label_of_node, report_of_node,
+    BlockUse, NodeReport, decode_node_report, encode_node_report, label_of_node, report_of_node,
 };
+use crate::Vip;
 use crate::address::{Unusable, shortened};
 use crate::mappings::Violation;
 
@@ -41,6 +44,14 @@ pub const NODE_LABEL: &str = "egress.mapper.com/node";
 pub const NETWORKS: &str = "egress-networks";
 /// VIP → names of nodes, best first.
 pub const CANDIDATES: &str = "vip-candidates";
+/// Before a VIP's [`key`]: the name of a node → the blocks of the VIP's ports that are the node's own.
+/// There is one for each VIP on the direct path, and as long as connections of one may go on there.
+pub const BLOCKS_PREFIX: &str = "vip-blocks-";
+/// The label on the objects of [`BLOCKS_PREFIX`].
+pub const BLOCKS_LABEL: &str = "egress.mapper.com/blocks";
+/// Before the [`label_of_node`]: the label on those of the objects of [`BLOCKS_PREFIX`] that name the
+/// node, so that it reads no others.
+pub const BLOCKS_OF_NODE_PREFIX: &str = "blocks.egress.mapper.com/";
 /// Before the node's name: what that node reports.
 pub const NODE_REPORT_PREFIX: &str = "egress-node-";
 /// The label with the node's name on the objects of [`NODE_REPORT_PREFIX`]; not
@@ -70,6 +81,8 @@ pub mod report_keys {
     pub const VERSION: &str = "version";
     /// Lines, each a VIP and what was seen of others that use it; left out when there are none.
     pub const CONFLICTS: &str = "conflicts";
+    /// Lines, each a VIP and what the node makes of its blocks; left out when there are none.
+    pub const BLOCKS: &str = "blocks";
 }
 
 /// An object that [`Mappings`](crate::Mappings) are made of.
@@ -85,6 +98,8 @@ pub enum Object<'a> {
     PodsOfNode(&'a str),
     /// What the node with this name, never empty, says of itself.
     ReportOfNode(&'a str),
+    /// Which nodes have which blocks of this VIP.
+    BlocksOfVip(Vip),
 }
 
 impl<'a> Object<'a> {
@@ -95,6 +110,9 @@ impl<'a> Object<'a> {
             NETWORKS => Some(Self::Networks),
             PODS => Some(Self::Pods),
             _ => {
+                if let Some(rest) = name.strip_prefix(BLOCKS_PREFIX) {
+                    return blocks::vip_of_name(rest).map(Self::BlocksOfVip);
+                }
                 let pods = name.strip_prefix(PODS_OF_NODE_PREFIX).map(Self::PodsOfNode);
                 let report = || name.strip_prefix(NODE_REPORT_PREFIX).map(Self::ReportOfNode);
                 pods.or_else(report)
@@ -202,6 +220,20 @@ pub enum Reason {
          commas"
     )]
     NoNodeName,
+    #[error(
+        "it does not say which blocks a node has; write BLOCKS via ADDRESS, such as 1,2 via \
+         192.0.2.11 (blocks are 1 to 47)"
+    )]
+    NoBlocks,
+    #[error(
+        "the node's address is not of the VIP's family; give the one that the node has in the VIP's \
+         network"
+    )]
+    NodeOfOtherFamily,
+    #[error("the block is nobody's because {others} has it, too; leave it to one node")]
+    BlockShared { others: blocks::Names },
+    #[error("it does not say what a node makes of its blocks; write VIP BLOCKS PATH USED")]
+    NoUseOfBlocks,
     #[error("it does not begin with a VIP: {0}")]
     NoHeldVip(Unusable),
     #[error("it does not end with a time; write one as 2026-01-31T12:00:00Z")]

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 pub use self::expected::Expected;
 pub use self::store::{Change, Content, Effect, Incomplete, MappingsStore};
+use crate::config_map::VipBlocks;
 use crate::{ClusterNetworks, PodIp, RouteId, Vip};
 
 /// VIPs, pods and networks that fit together.
@@ -26,6 +27,7 @@ pub struct Mappings {
     vips: BTreeMap<Vip, RouteId>,
     pods: BTreeMap<PodIp, Option<Vip>>,
     networks: ClusterNetworks,
+    blocks: BTreeMap<Vip, VipBlocks>,
 }
 
 impl Mappings {
@@ -39,7 +41,7 @@ impl Mappings {
         networks: ClusterNetworks,
     ) -> (Self, Vec<Violation>) {
         let (vips, mut violations) = fitting_vips(vips.into_iter().collect(), &networks);
-        let mut mappings = Self { vips, pods: BTreeMap::new(), networks };
+        let mut mappings = Self { vips, networks, ..Self::default() };
         for (pod, vip) in pods {
             if let Some(violation) = mappings.violation_of_pod(pod) {
                 violations.push(violation);
@@ -65,6 +67,13 @@ impl Mappings {
     /// The cluster's own networks.
     pub fn networks(&self) -> &ClusterNetworks {
         &self.networks
+    }
+
+    /// The VIPs of which nodes have blocks, or had them: the direct path is or was theirs, and as
+    /// long as a VIP is named here its holder translates with ports that are in no block. It may be a
+    /// VIP without a route id.
+    pub fn blocks(&self) -> &BTreeMap<Vip, VipBlocks> {
+        &self.blocks
     }
 
     /// Every VIP that pods name and that has no route id, in ascending order.

@@ -1,12 +1,13 @@
 //! What a node says of itself: how its report is written and read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::jiff::Timestamp;
 
+use super::blocks::{blocks, list};
 use super::{Decoded, Reason, Rejected, report_keys};
 use crate::pod_ip::InvalidPodIp;
-use crate::{PodIp, PodUid, Vip};
+use crate::{Block, PodIp, PodUid, Vip, VipPath};
 
 /// What the agent of one node reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,15 +24,32 @@ pub struct NodeReport {
     pub agent_version: String,
     /// What was seen of other machines that use one of our VIPs or its VRRP id, in one line.
     pub conflicts: BTreeMap<Vip, String>,
+    /// What the node makes of the blocks that are its own.
+    pub blocks: BTreeMap<Vip, BlockUse>,
+}
+
+/// What a node makes of its blocks of one VIP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlockUse {
+    /// Those that packets of the node may leave with: all that are open, and those draining that
+    /// connections still have. One that is not here may be given to another node.
+    pub blocks: BTreeSet<Block>,
+    /// How new connections leave.
+    pub path: VipPath,
+    /// How many ports are in use towards the destination (protocol, address and port) with the
+    /// most.
+    pub used: u16,
+    /// Why the path is not the direct one, or what else a person should know; may be empty.
+    pub message: String,
 }
 
 /// The longest text about one conflict, in characters.
 const LONGEST_CONFLICT: usize = 300;
 
-/// The data of one node's object: always all keys but the conflicts, which are there if there are
-/// any.
+/// The data of one node's object: always all keys but conflicts and blocks, which are there if there
+/// are any.
 pub fn encode_node_report(report: &NodeReport) -> BTreeMap<String, String> {
-    let NodeReport { holds, synced, message, pods, agent_version, conflicts } = report;
+    let NodeReport { holds, synced, message, pods, agent_version, conflicts, blocks } = report;
     let holds: Vec<String> = holds.iter().map(|(vip, since)| format!("{vip} {since}")).collect();
     let ips = |ips: &[PodIp]| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let pods: Vec<String> = pods.iter().map(|(uid, of)| format!("{uid} {}", ips(of))).collect();
@@ -39,6 +57,8 @@ pub fn encode_node_report(report: &NodeReport) -> BTreeMap<String, String> {
         conflicts.iter().map(|(vip, seen)| format!("{vip} {}", in_one_line(seen))).collect();
     let conflicts =
         (!conflicts.is_empty()).then(|| (report_keys::CONFLICTS.to_owned(), conflicts.join("\n")));
+    let blocks: Vec<String> = blocks.iter().map(|(vip, of)| line_of(*vip, of)).collect();
+    let blocks = (!blocks.is_empty()).then(|| (report_keys::BLOCKS.to_owned(), blocks.join("\n")));
     let always = [
         (report_keys::HOLDS, holds.join("\n")),
         (report_keys::PODS, pods.join("\n")),
@@ -47,7 +67,7 @@ pub fn encode_node_report(report: &NodeReport) -> BTreeMap<String, String> {
         (report_keys::VERSION, agent_version.clone()),
     ]
     .map(|(key, value)| (key.to_owned(), value));
-    always.into_iter().chain(conflicts).collect()
+    always.into_iter().chain(conflicts).chain(blocks).collect()
 }
 
 fn in_one_line(text: &str) -> String {
@@ -105,10 +125,19 @@ pub fn decode_node_report(object: &str, data: &BTreeMap<String, String>) -> Deco
             }
         }
     }
+    let mut blocks = BTreeMap::new();
+    for line in lines(report_keys::BLOCKS) {
+        match block_use(line) {
+            Ok((vip, of)) => {
+                blocks.insert(vip, of);
+            }
+            Err(reason) => rejected.push(Rejected::new(object, report_keys::BLOCKS, line, reason)),
+        }
+    }
     rejected.sort();
     let message = text(report_keys::MESSAGE).to_owned();
     let agent_version = text(report_keys::VERSION).to_owned();
-    let entries = NodeReport { holds, synced, message, pods, agent_version, conflicts };
+    let entries = NodeReport { holds, synced, message, pods, agent_version, conflicts, blocks };
     Decoded { entries, rejected }
 }
 
@@ -129,6 +158,30 @@ fn learnt(line: &str) -> Result<(PodUid, Vec<PodIp>), Reason> {
     Ok((uid, ips))
 }
 
+/// VIP, blocks (`-` for none), path, ports in use and the message, separated by white space.
+fn line_of(vip: Vip, BlockUse { blocks, path, used, message }: &BlockUse) -> String {
+    let blocks = if blocks.is_empty() { NONE.to_owned() } else { list(blocks) };
+    format!("{vip} {blocks} {path} {used} {}", in_one_line(message)).trim_end().to_owned()
+}
+
+const NONE: &str = "-";
+
+/// What [`line_of`] has written.
+fn block_use(line: &str) -> Result<(Vip, BlockUse), Reason> {
+    let mut words = line.split_whitespace();
+    let vip = words.next().unwrap_or_default().parse::<Vip>();
+    let vip = vip.map_err(|invalid| Reason::NoHeldVip(invalid.why))?;
+    let mut word = || words.next().ok_or(Reason::NoUseOfBlocks);
+    let of = match word()? {
+        NONE => BTreeSet::new(),
+        text => blocks(text)?,
+    };
+    let path = word()?.parse().map_err(|_| Reason::NoUseOfBlocks)?;
+    let used = word()?.parse().map_err(|_| Reason::NoUseOfBlocks)?;
+    let message = words.collect::<Vec<_>>().join(" ");
+    Ok((vip, BlockUse { blocks: of, path, used, message }))
+}
+
 /// The name of the object with that node's report.
 pub fn report_of_node(node: &str) -> String {
     format!("{}{node}", super::NODE_REPORT_PREFIX)
@@ -143,7 +196,7 @@ pub fn label_of_node(node: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use proptest::collection::btree_map;
+    use proptest::collection::{btree_map, btree_set};
     use proptest::prelude::*;
 
     use super::*;
@@ -160,7 +213,18 @@ mod tests {
             message in "([a-z:]{1,5} ?[a-z]{1,5})?",
             conflicts in btree_map(1..250u8, "([a-z:]{1,5} ?[a-z]{1,5})?", 0..3),
             pods in btree_map(0..99u8, 1..250u8, 0..4),
+            blocks in btree_map(1..250u8, (btree_set(1..=47u32, 0..5), any::<(bool, u16)>()), 0..4),
+            why in "([a-z:]{1,5} ?[a-z]{1,5})?",
         ) {
+            let blocks = blocks
+                .into_iter()
+                .map(|(n, (of, (direct, used)))| {
+                    let vip = format!("192.168.0.{n}").parse().unwrap();
+                    let blocks = of.into_iter().map(|n| n.try_into().unwrap()).collect();
+                    let path = if direct { VipPath::Direct } else { VipPath::ViaHolder };
+                    (vip, BlockUse { blocks, path, used, message: why.clone() })
+                })
+                .collect();
             let conflicts = conflicts
                 .into_iter()
                 .map(|(n, seen)| (format!("192.168.0.{n}").parse().unwrap(), seen))
@@ -176,7 +240,8 @@ mod tests {
                 (uid, ips[..=usize::from(n % 2)].iter().map(|ip| ip.parse().unwrap()).collect())
             });
             let (holds, pods) = (holds.collect(), pods.collect());
-            let report = NodeReport { holds, synced, message, pods, agent_version, conflicts };
+            let report =
+                NodeReport { holds, synced, message, pods, agent_version, conflicts, blocks };
             let decoded = decode_node_report("egress-node-a", &encode_node_report(&report));
             prop_assert_eq!(decoded, Decoded { entries: report, rejected: vec![] });
         }
@@ -239,6 +304,17 @@ mod tests {
         };
         let line = &encode_node_report(&report)["conflicts"];
         assert_eq!(line, &format!("192.168.0.1 a b{}", "x".repeat(297)));
+    }
+
+    #[test]
+    fn bad_lines_about_blocks_are_named_and_the_others_count() {
+        let lines = "192.168.0.1 1,2 Direct 12\nfd00::1 - ViaHolder 0 no answer\n192.168.0.2 1\n\
+                     192.168.0.3 48 Direct 0\n192.168.0.4 1 Sideways 0";
+        let Decoded { entries, rejected } =
+            decode_node_report("egress-node-a", &data(&[("blocks", lines)]));
+        let again = &encode_node_report(&entries)["blocks"];
+        assert_eq!(again, "192.168.0.1 1,2 Direct 12\nfd00::1 - ViaHolder 0 no answer");
+        assert_eq!(rejected.len(), 3);
     }
 
     #[test]

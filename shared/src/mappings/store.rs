@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::claims::{Claims, PodObject, Touched};
 use super::{Expected, Mappings, Violation, fitting_vips, taken_addresses};
 use crate::config_map::{
-    self, Object, Rejected, decode_networks, decode_node_report, report_keys, route_id_entries,
+    self, Object, Rejected, decode_blocks, decode_networks, decode_node_report, report_keys,
+    route_id_entries,
 };
 use crate::{PodIp, PodUid, Vip};
 
@@ -40,7 +41,7 @@ pub enum Content {
 /// What a change did to the mappings; nothing if it was about entries that do not count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effect {
-    /// Whether VIPs or route ids differ now.
+    /// Whether VIPs, their route ids or who has which blocks of them differ now.
     pub vips: bool,
     /// Whether the cluster's networks differ now.
     pub networks: bool,
@@ -69,6 +70,8 @@ pub struct MappingsStore {
     mappings: Mappings,
     route_ids: Small,
     networks: Small,
+    /// By VIP; that of a VIP none of whose blocks matters any more is empty.
+    blocks: BTreeMap<Vip, Small>,
     claims: Claims,
     /// The addresses of pods on this node, as they were learnt here.
     learnt: Learnt,
@@ -125,6 +128,7 @@ impl MappingsStore {
         let pods = match kind {
             Object::PodsOfNode(node) => Some(PodObject::OfNode(node.into())),
             Object::Pods => Some(PodObject::Cluster),
+            Object::BlocksOfVip(vip) => return self.update_blocks(vip, object, content),
             Object::RouteIds | Object::Networks | Object::ReportOfNode(_) => None,
         };
         if content == Content::Missing {
@@ -235,7 +239,8 @@ impl MappingsStore {
         let impossible: BTreeMap<PodIp, Violation> =
             taken.filter_map(|pod| Some((pod, self.mappings.violation_of_pod(pod)?))).collect();
         let mut rejected = self.claims.rejected(&impossible);
-        rejected.extend(self.route_ids.rejected.iter().chain(&self.networks.rejected).cloned());
+        let small = [&self.route_ids, &self.networks].into_iter().chain(self.blocks.values());
+        rejected.extend(small.flat_map(|object| &object.rejected).cloned());
         rejected.sort();
         rejected
     }
@@ -249,7 +254,7 @@ impl MappingsStore {
         match kind {
             Object::RouteIds => self.route_ids.read,
             Object::Networks => self.networks.read,
-            Object::ReportOfNode(_) => false,
+            Object::ReportOfNode(_) | Object::BlocksOfVip(_) => false,
             Object::Pods | Object::PodsOfNode(_) => {
                 pods.is_some_and(|pods| self.pods_read.contains(pods))
             }
@@ -282,6 +287,30 @@ impl MappingsStore {
             pods.dedup();
         }
         Effect { pods: self.settle(pods), expected, ..Effect::default() }
+    }
+
+    /// An object that names no node has nothing to lose: it is emptied before it is deleted.
+    fn update_blocks(&mut self, vip: Vip, object: String, content: Content) -> Effect {
+        let before = self.mappings.blocks.get(&vip).cloned();
+        if content == Content::Missing {
+            match &before {
+                Some(blocks) if blocks.is_empty() => {
+                    self.blocks.remove(&vip);
+                    self.mappings.blocks.remove(&vip);
+                }
+                Some(_) => drop(self.missing.insert(object)),
+                None => {}
+            }
+        } else {
+            self.missing.remove(&object);
+            let small = self.blocks.entry(vip).or_default();
+            small.update(content);
+            let decoded = decode_blocks(&object, vip, &small.data);
+            small.rejected = decoded.rejected;
+            self.mappings.blocks.insert(vip, decoded.entries);
+        }
+        let vips = self.mappings.blocks.get(&vip) != before.as_ref();
+        Effect { vips, ..Effect::default() }
     }
 
     /// Decodes the small objects anew, and settles the pods whose address was or is taken.

@@ -228,7 +228,7 @@ impl Latest {
 }
 
 fn check_guarantees(mappings: &Mappings) -> Result<(), TestCaseError> {
-    let Mappings { vips, pods, networks } = mappings;
+    let Mappings { vips, pods, networks, blocks: _ } = mappings;
     let ids: BTreeSet<_> = vips.values().collect();
     prop_assert_eq!(ids.len(), vips.len());
     let nodes = networks.node_addresses();
@@ -498,4 +498,23 @@ fn what_a_node_reports_of_its_pods_counts_while_its_object_expects_them() {
     store.apply(whole("podip-vip-mappings-a", &[(UID, "192.168.0.1")]));
     store.apply(report("a", "10.0.0.9"));
     assert_eq!(pods(&store), [""; 0], "a node knows better than its own report");
+}
+
+#[test]
+fn blocks_come_and_go_with_their_objects() {
+    const OBJECT: &str = "vip-blocks-192.168.0.1";
+    let vip: Vip = "192.168.0.1".parse().unwrap();
+    let mut store = MappingsStore::default();
+    assert!(store.apply(whole(OBJECT, &[("n1", "1 via 192.168.0.11")])).vips);
+    assert!(!store.apply(whole(OBJECT, &[("n1", "1 via  192.168.0.11")])).vips);
+    // An object that is gone with what it said goes on to count.
+    assert!(!store.apply(missing(OBJECT)).vips);
+    assert_eq!(store.missing().collect::<Vec<_>>(), [OBJECT]);
+    assert_eq!(store.mappings.blocks()[&vip]["n1"].open.len(), 1);
+    // Its holder keeps clear of blocks until it is gone after it was empty.
+    assert!(store.apply(whole(OBJECT, &[])).vips);
+    assert!(store.mappings.blocks().contains_key(&vip));
+    assert!(store.apply(missing(OBJECT)).vips);
+    assert!(!store.mappings.blocks().contains_key(&vip));
+    assert_eq!(store.missing().count(), 0);
 }
