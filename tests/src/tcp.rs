@@ -21,6 +21,9 @@ const TICK: Duration = Duration::from_millis(20);
 /// How long a server waits for the next byte of a client before it lets go.
 const IDLE: Duration = Duration::from_secs(30);
 const BLOCK: usize = 16 << 10;
+/// A trickle: so many bytes each time.
+const DROP: usize = 1000;
+const BETWEEN_DROPS: Duration = Duration::from_millis(10);
 
 /// What a client asks for with its first byte.
 #[derive(Clone, Copy)]
@@ -33,6 +36,8 @@ enum Request {
     Upload = 3,
     /// The server sends the pattern until the client closes.
     Download = 4,
+    /// As a download, but a little at a time.
+    Trickle = 5,
 }
 
 /// A server on all addresses of a host, both families; ends when dropped.
@@ -122,20 +127,34 @@ fn serve(mut stream: TcpStream, peer: SocketAddr, stop: &AtomicBool) -> io::Resu
                 right += transfer::right_bytes(right, &block[..length]);
             }
         }
-        byte if byte == Request::Download as u8 => {
-            let mut sent = 0;
-            while !stop.load(Ordering::Relaxed) {
-                transfer::fill(sent, &mut block);
-                match stream.write(&block) {
-                    Ok(length) => sent += length as u64,
-                    Err(error) if is_timeout(&error) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(())
+        byte if byte == Request::Download as u8 => send(&mut stream, &mut block, None, stop),
+        byte if byte == Request::Trickle as u8 => {
+            send(&mut stream, &mut block[..DROP], Some(BETWEEN_DROPS), stop)
         }
         _ => write!(stream, "{}", peer.ip()),
     }
+}
+
+/// Sends the pattern until the client closes, a block at a time.
+fn send(
+    stream: &mut TcpStream,
+    block: &mut [u8],
+    pause: Option<Duration>,
+    stop: &AtomicBool,
+) -> io::Result<()> {
+    let mut sent = 0;
+    while !stop.load(Ordering::Relaxed) {
+        transfer::fill(sent, block);
+        match stream.write(block) {
+            Ok(length) => sent += length as u64,
+            Err(error) if is_timeout(&error) => {}
+            Err(error) => return Err(error),
+        }
+        if let Some(pause) = pause {
+            thread::sleep(pause);
+        }
+    }
+    Ok(())
 }
 
 /// Reads what is there; waits for it until the server stops or the client has been silent for long.

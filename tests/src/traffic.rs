@@ -131,7 +131,8 @@ impl Drop for NewFlows {
     }
 }
 
-/// From some pods to one server: a UDP probe, a TCP upload and a TCP session with answers each.
+/// From some pods to one server: a UDP probe, a TCP upload and a TCP session with answers each, and a
+/// download if that is asked for.
 ///
 /// The server needs a [`UdpServer`](crate::UdpServer) and a [`TcpServer`](crate::TcpServer) on
 /// that port.
@@ -148,6 +149,7 @@ struct PodTraffic {
     udp: UdpProbe,
     upload: TcpTransfer,
     echo: EchoLoop,
+    download: Option<TcpTransfer>,
 }
 
 /// What became of one pod's part of [`Traffic`].
@@ -161,6 +163,8 @@ pub struct PodReport {
     pub upload: TcpReport,
     /// Its session.
     pub echo: EchoReport,
+    /// Its download, if it had one.
+    pub download: Option<TcpReport>,
     /// TCP resets that the pod sent or received.
     pub resets: u64,
 }
@@ -168,13 +172,28 @@ pub struct PodReport {
 impl Traffic {
     /// Starts it; `per_second` packets a second of each UDP probe. All of it flows on return.
     pub fn start(pods: &[&Host], server: SocketAddr, per_second: u32) -> Result<Self> {
+        Self::begin(pods, server, per_second, false)
+    }
+
+    /// As [`start`](Self::start), with downloads: sessions on which the pods only acknowledge.
+    pub fn start_with_downloads(
+        pods: &[&Host],
+        server: SocketAddr,
+        per_second: u32,
+    ) -> Result<Self> {
+        Self::begin(pods, server, per_second, true)
+    }
+
+    fn begin(pods: &[&Host], server: SocketAddr, per_second: u32, downloads: bool) -> Result<Self> {
         let start = |pod: &&Host| -> Result<PodTraffic> {
+            let download = downloads.then(|| TcpTransfer::trickle(pod, server));
             Ok(PodTraffic {
                 pod: (*pod).clone(),
                 counters: pod.tcp_counters()?,
                 udp: UdpProbe::start(pod, server, per_second)?,
                 upload: TcpTransfer::upload(pod, server, Some(UPLOAD_BYTES_PER_SECOND))?,
                 echo: EchoLoop::start(pod, server)?,
+                download: download.transpose()?,
             })
         };
         let traffic = Self { server, pods: pods.iter().map(start).collect::<Result<_>>()? };
@@ -185,14 +204,17 @@ impl Traffic {
     /// Waits until all parts of it have made progress from now on.
     pub fn flows_within(&self, deadline: Duration) -> Result<Duration> {
         let start = Instant::now();
-        let progress = || -> Vec<[u64; 3]> {
+        let progress = || -> Vec<[u64; 4]> {
             let of = |pod: &PodTraffic| {
-                [pod.udp.received(), pod.echo.report().exchanges, pod.upload.bytes()]
+                // Without a download, that of the upload stands for it.
+                let download = pod.download.as_ref().unwrap_or(&pod.upload);
+                let exchanges = pod.echo.report().exchanges;
+                [pod.udp.received(), exchanges, pod.upload.bytes(), download.bytes()]
             };
             self.pods.iter().map(of).collect()
         };
         let before = progress();
-        let wanted = [FLOWING, 2, 1];
+        let wanted = [FLOWING, 2, 1, 1];
         let flows = wait_until(deadline, || {
             progress().iter().zip(&before).all(|(now, before)| {
                 now.iter().zip(before).zip(wanted).all(|((now, before), more)| now - before >= more)
@@ -202,7 +224,7 @@ impl Traffic {
         ensure!(
             flows,
             "not all traffic to {} flows within {deadline:?}: UDP answers, exchanges and bytes of \
-             {:?} were {before:?} and are {now:?}",
+             uploads and downloads of {:?} were {before:?} and are {now:?}",
             self.server,
             self.pods.iter().map(|pod| &pod.pod.name).collect::<Vec<_>>()
         );
@@ -231,18 +253,20 @@ impl Traffic {
 
 impl PodTraffic {
     fn stop(self, server: SocketAddr) -> Result<PodReport> {
-        let Self { pod, counters, udp, upload, echo } = self;
+        let Self { pod, counters, udp, upload, echo, download } = self;
         let now = pod.tcp_counters()?;
         let report = PodReport {
             udp: udp.stop()?,
             upload: upload.stop()?,
             echo: echo.report(),
+            download: download.map(TcpTransfer::stop).transpose()?,
             resets: now.resets_sent + now.connections_reset
                 - counters.resets_sent
                 - counters.connections_reset,
             pod: pod.name,
         };
-        let broken = report.upload.error.as_ref().or(report.echo.error.as_ref());
+        let download = report.download.as_ref().and_then(|download| download.error.as_ref());
+        let broken = report.upload.error.as_ref().or(report.echo.error.as_ref()).or(download);
         if let Some(error) = broken {
             bail!("a TCP session of {} to {server} broke: {error}", report.pod);
         }

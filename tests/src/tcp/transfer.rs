@@ -77,6 +77,12 @@ impl TcpTransfer {
         Self::run(host, stream, download)
     }
 
+    /// The server sends a little at a time, some 100 kB a second; the client only acknowledges.
+    pub fn trickle(host: &Host, server: SocketAddr) -> Result<Self> {
+        let stream = connect(host, server, Request::Trickle, COUNT_WITHIN)?;
+        Self::run(host, stream, download)
+    }
+
     fn run(
         host: &Host,
         stream: TcpStream,
