@@ -26,6 +26,7 @@ pub use udp::Packets;
 const FLOOD_PORT: u16 = 7101;
 const UDP_ECHO_PORT: u16 = 7102;
 const TCP_PORT: u16 = 7103;
+const POUR_PORT: u16 = 7104;
 /// How often a server looks whether it should end.
 const TICK: Duration = Duration::from_millis(500);
 /// How long an answer may take before it is asked for again.
@@ -48,11 +49,14 @@ impl LoadServer {
         let (packets, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let flood = udp::listen(host, FLOOD_PORT)?;
         let echo = udp::listen(host, UDP_ECHO_PORT)?;
+        let source = udp::listen(host, POUR_PORT)?;
         let listener = tcp::listen(host, TCP_PORT)?;
         let (counter, until) = (Arc::clone(&packets), Arc::clone(&stop));
         thread::spawn(move || udp::count(&flood, &counter, &until));
         let until = Arc::clone(&stop);
         thread::spawn(move || udp::echo(&echo, &until));
+        let until = Arc::clone(&stop);
+        thread::spawn(move || udp::pour(&source, &until));
         for listener in [listener.try_clone()?, listener] {
             let until = Arc::clone(&stop);
             thread::spawn(move || tcp::accept(&listener, &until));

@@ -31,7 +31,7 @@ impl Taken {
     }
 }
 
-const MEASURES: [Measure; 4] = [
+const MEASURES: [Measure; 5] = [
     Measure {
         what: "packets/s (UDP, 16 bytes, 4 connections, sent by one processor, counted outside)",
         turn: Duration::from_millis(300),
@@ -53,6 +53,11 @@ const MEASURES: [Measure; 4] = [
             let failed = connections.failed as f64;
             Ok(Taken { spoiled: failed, ..Taken::of(connections.succeeded) })
         },
+    },
+    Measure {
+        what: "answers/s (UDP, 16 bytes, sent outside by one processor, counted by the pod)",
+        turn: Duration::from_millis(300),
+        take: |load, duration| Ok(Taken::of(load.replies(duration)?)),
     },
     Measure {
         what: "round trips/s, TCP (one connection, 1 byte, both ends on one processor)",

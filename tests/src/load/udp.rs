@@ -17,8 +17,8 @@ use nix::sys::socket::{
 use nix::unistd::{Pid, gettid};
 
 use super::{
-    ADDRESS, ANSWER_WITHIN, ANY, FLOOD_PORT, Load, Processor, TICK, UDP_ECHO_PORT, address_bytes,
-    bind_to, per_second,
+    ADDRESS, ANSWER_WITHIN, ANY, FLOOD_PORT, Load, POUR_PORT, Processor, TICK, UDP_ECHO_PORT,
+    address_bytes, bind_to, per_second,
 };
 use crate::host::Host;
 
@@ -30,6 +30,8 @@ const BATCH: usize = 64;
 const FLOWS: usize = 4;
 /// The first byte of a packet that asks for the address it came from.
 const ASK: u8 = 1;
+/// The first byte of a packet that asks to be flooded for as many milliseconds as the next two say.
+const POUR: u8 = 2;
 /// How often it is asked before giving up.
 const ASKED: usize = 10;
 /// A flood before it is counted: queues are full by then.
@@ -83,6 +85,30 @@ pub(super) fn count(socket: &UdpSocket, packets: &AtomicU64, stop: &AtomicBool) 
     }
 }
 
+/// Floods who asks for it, one after the other; answers others with the address they came from.
+pub(super) fn pour(socket: &UdpSocket, stop: &AtomicBool) {
+    bind_to(&Processor::First);
+    let mut packet = [0; SMALL];
+    let payload = [0; SMALL];
+    let slices = [[IoSlice::new(&payload)]; BATCH];
+    let mut headers = MultiHeaders::preallocate(BATCH, None);
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((_, peer)) = socket.recv_from(&mut packet) else { continue };
+        let (SocketAddr::V4(to), [POUR, high, low, ..]) = (peer, packet) else {
+            // What cannot be sent is asked for again.
+            let _ = socket.send_to(&address_bytes(peer), peer);
+            continue;
+        };
+        let time = Duration::from_millis(u16::from_be_bytes([high, low]).into());
+        let (start, addresses) = (Instant::now(), [Some(SockaddrIn::from(to)); BATCH]);
+        while start.elapsed() < time && !stop.load(Ordering::Relaxed) {
+            let none = MsgFlags::empty();
+            // What the kernel does not take does not arrive.
+            let _ = sendmmsg(socket.as_raw_fd(), &mut headers, &slices, addresses, [], none);
+        }
+    }
+}
+
 /// Answers each packet with the address it came from.
 pub(super) fn echo(socket: &UdpSocket, stop: &AtomicBool) {
     bind_to(&Processor::First);
@@ -125,6 +151,41 @@ impl Load<'_> {
             per_second_of_work: per_second(count, worked.max(Duration::from_micros(1))),
             dropped_by_receiver: dropped / (dropped + received).max(1.0),
         })
+    }
+
+    /// Has the server send small packets on a connection of the client's as fast as one processor can;
+    /// says how many arrive a second.
+    pub fn replies(&self, duration: Duration) -> Result<f64> {
+        let socket = self.asked(self.server.at(POUR_PORT))?;
+        setsockopt(&socket, sockopt::RcvBufForce, &(32 << 20))?;
+        let dropped_before = dropped_by(self.client)?;
+        let time = WARM_UP + duration;
+        let [high, low] = u16::try_from(time.as_millis())?.to_be_bytes();
+        socket.send(&[POUR, high, low])?;
+        let count = move || {
+            bind_to(&Processor::Last);
+            let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+            let mut buffers = [[0; SMALL]; BATCH];
+            let (start, mut counted) = (Instant::now(), 0);
+            while start.elapsed() < time {
+                let mut slices: Vec<_> =
+                    buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+                let wait = MsgFlags::MSG_WAITFORONE;
+                let fd = socket.as_raw_fd();
+                // A time-out: the flood has ended a moment before the count.
+                let Ok(messages) = recvmmsg(fd, &mut headers, slices.iter_mut(), wait, None) else {
+                    break;
+                };
+                let some = u64::try_from(messages.count()).unwrap_or_default();
+                counted += if start.elapsed() < WARM_UP { 0 } else { some };
+            }
+            per_second(counted, duration)
+        };
+        let received = thread::spawn(count).join().map_err(|_| anyhow!("a client panicked"))?;
+        ensure!(received > 0.0, "no flood to {}", self.client.name);
+        let dropped = dropped_by(self.client)? - dropped_before;
+        ensure!(dropped == 0, "{} did not read {dropped} packets in time", self.client.name);
+        Ok(received)
     }
 
     /// Sends a packet, waits for the answer, sends the next; says how often that went a second.
