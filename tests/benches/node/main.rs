@@ -1,11 +1,13 @@
 //! What the node side costs: `cargo bench -p tests`, as root.
 //!
-//! Two parts: how much traffic of a pod gets through with ours, compared with forwarding as plain
-//! as can be and with the rules of kube-egress, all in one run and in turns (`traffic`); and how
-//! long the agent takes for what it does, and what it needs for it (`agent_times`). Figures of one
+//! Three parts: how much traffic of a pod gets through with ours, compared with forwarding as plain
+//! as can be and with the rules of kube-egress, all in one run and in turns (`traffic`); what the
+//! holder of a VIP keeps of connections (`holder`); and how long the agent takes for what it does, and
+//! what it needs for it (`agent_times`). Figures of one
 //! run can be compared with each other, those of two runs hardly.
 
 mod agent_times;
+mod holder;
 mod kernel_news;
 mod mapped;
 mod plain;
@@ -42,6 +44,8 @@ struct Options {
 enum Part {
     /// Packets, connections and round trips.
     Traffic,
+    /// What the holder knows at many connections.
+    Holder,
     /// Times and memory of the agent.
     Agent,
 }
@@ -50,10 +54,14 @@ fn main() -> Result<()> {
     let options = Options::parse();
     build_agent()?;
     let mut verdicts = Verdicts::default();
-    if options.only != Some(Part::Agent) {
+    let wants = |part| options.only.is_none_or(|only| only == part);
+    if wants(Part::Traffic) {
         traffic::measure(options.quick, options.rounds, &mut verdicts)?;
     }
-    if options.only != Some(Part::Traffic) {
+    if wants(Part::Holder) {
+        holder::measure(&mut verdicts)?;
+    }
+    if wants(Part::Agent) {
         agent_times::measure(options.quick, &mut verdicts)?;
     }
     verdicts.print();

@@ -131,7 +131,12 @@ pub(crate) fn measure(quick: bool, rounds: Option<usize>, verdicts: &mut Verdict
             of_work.print("packets for each second of the processor time spent on them");
             judge("packets/s", &figures, verdicts);
             judge("packets by processor time", &of_work, verdicts);
-        } else if spoiled > 0.0 {
+            judge_direct("packets/s", &figures, 0.95, verdicts);
+        } else {
+            let what = measure.what.split(" (").next().unwrap_or_default();
+            judge_direct(what, &figures, 0.8, verdicts);
+        }
+        if spoiled > 0.0 && measure.what.starts_with("connections") {
             table::line(&format!("in one turn, {spoiled} connections failed"));
         }
     }
@@ -201,5 +206,15 @@ fn judge(what: &str, figures: &Figures, verdicts: &mut Verdicts) {
     if let Some(figure) = ratio(ours(100_000), theirs(5000)) {
         let what = format!("{what}, ours at 100000 mapped ÷ kube-egress at 5000");
         verdicts.at_least(&what, figure, 20.0, "");
+    }
+}
+
+fn judge_direct(what: &str, figures: &Figures, target: f64, verdicts: &mut Verdicts) {
+    for variant in &figures.variants {
+        let Variant::Direct { pod: Pod::Mapped, .. } = variant else { continue };
+        if let Some(spread) = figures.ratio(*variant, Variant::Masquerade) {
+            let what = format!("{what}, {variant}, ÷ masquerade");
+            verdicts.at_least(&what, spread.median, target, "");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tests::{Agent, Host, Lab, Load, LoadServer, Masquerade, wait_until};
+use tests::{Agent, Host, Lab, Load, LoadServer, MappingsDir, Masquerade, wait_until};
 
 use crate::mapped::{self, VIP};
 use crate::plain::{self, BackEnd};
@@ -35,6 +35,8 @@ pub(crate) enum Variant {
     TwoHops,
     /// The agent's rules.
     Ours { pods: u32, other_vips: u8, pod: Pod },
+    /// The agent's rules, on the direct path, with so many blocks for each node.
+    Direct { blocks: u8, pods: u32, pod: Pod },
     /// The rules of kube-egress.
     KubeEgress { back_end: BackEnd, pods: u32, pod: Pod },
 }
@@ -49,6 +51,11 @@ impl fmt::Display for Variant {
                 if *other_vips > 0 {
                     write!(f, ", {} VIPs", u16::from(*other_vips) + 1)?;
                 }
+                pod
+            }
+            Self::Direct { blocks, pods, pod } => {
+                let plural = if *blocks == 1 { "" } else { "s" };
+                write!(f, "direct, {blocks} block{plural}, {pods} mapped")?;
                 pod
             }
             Self::KubeEgress { back_end, pods, pod } => {
@@ -80,13 +87,25 @@ impl Stage {
         let (client, source) = match variant {
             Variant::Masquerade => (self.lab.pod(1, 1), self.lab.node(1).v4),
             Variant::TwoHops => (self.lab.pod(1, 1), VIP),
-            Variant::Ours { pod, .. } | Variant::KubeEgress { pod, .. } => match pod {
+            Variant::Ours { pod, .. }
+            | Variant::Direct { pod, .. }
+            | Variant::KubeEgress { pod, .. } => match pod {
                 Pod::Mapped => (self.lab.pod(1, 1), VIP),
                 Pod::OnHolder => (self.lab.pod(2, 1), VIP),
                 Pod::Unmapped => (self.lab.pod(1, 2), self.lab.node(1).v4),
             },
         };
         Load { client, server: &self.server, source: IpAddr::from(source) }
+    }
+
+    /// A node, counted from 1.
+    pub(crate) fn node(&self, number: usize) -> &Host {
+        self.lab.node(number)
+    }
+
+    /// The host on the LAN.
+    pub(crate) fn outside(&self) -> &Host {
+        self.lab.outside()
     }
 
     fn build(masquerade: Masquerade, variants: Vec<Variant>) -> Result<Self> {
@@ -96,6 +115,29 @@ impl Stage {
         }
         let server = LoadServer::start(lab.outside())?;
         Ok(Self { lab, server, variants })
+    }
+
+    /// The mapped ones of these pods.
+    fn mapped(&self, senders: &[Pod]) -> Vec<Ipv4Addr> {
+        let lab = &self.lab;
+        let host = |pod: &Pod| match pod {
+            Pod::Mapped => Some(lab.pod(1, 1)),
+            Pod::OnHolder => Some(lab.pod(2, 1)),
+            Pod::Unmapped => None,
+        };
+        senders.iter().filter_map(host).map(|host| host.v4).collect()
+    }
+
+    /// The rules are the work of agents, which have ended by the time of the measurement (rules
+    /// stay): what they need while they run is measured by itself.
+    fn ruled_by_agents(self, mappings: &MappingsDir, arguments: &[&str]) -> Result<Self> {
+        let start = |node: &Host| Agent::start_logging("info", node, mappings.path(), arguments);
+        let mut agents: Vec<Agent> = self.lab.nodes().iter().map(start).collect::<Result<_>>()?;
+        agents.iter_mut().try_for_each(Agent::wait_ready)?;
+        self.lab.hold_vip(2, VIP.into())?;
+        self.check()?;
+        agents.iter_mut().try_for_each(Agent::stop)?;
+        Ok(self)
     }
 
     fn check(&self) -> Result<()> {
@@ -132,6 +174,8 @@ pub(crate) fn build_all(quick: bool) -> Result<Vec<Stage>> {
     }
     stages.push(with_agents(many, 0, &[Pod::Mapped, Pod::OnHolder, Pod::Unmapped])?);
     stages.push(with_agents(many, OTHER_VIPS, &[Pod::Mapped, Pod::Unmapped])?);
+    stages.push(direct(1, 1, &[Pod::Mapped])?);
+    stages.push(direct(8, many, &[Pod::Mapped, Pod::OnHolder])?);
     for &pods in kube_egress {
         let senders: &[_] =
             if pods == most { &[Pod::Mapped, Pod::Unmapped] } else { &[Pod::Mapped] };
@@ -155,30 +199,24 @@ fn with_kube_egress(back_end: BackEnd, pods: u32, senders: &[Pod]) -> Result<Sta
     Ok(stage)
 }
 
-/// The rules are the work of agents, which have ended by the time of the measurement (rules stay):
-/// what they need while they run is measured by itself.
-fn with_agents(pods: u32, other_vips: u8, senders: &[Pod]) -> Result<Stage> {
+/// All VIPs by the node that holds them.
+pub(crate) fn with_agents(pods: u32, other_vips: u8, senders: &[Pod]) -> Result<Stage> {
     let variants = senders.iter().map(|&pod| Variant::Ours { pods, other_vips, pod });
     let stage = Stage::build(Masquerade::IptablesNft, variants.collect())?;
+    let mappings = mapped::mappings(&stage.lab, pods, other_vips, &stage.mapped(senders))?;
+    stage.ruled_by_agents(&mappings, &[])
+}
+
+/// One VIP on the direct path, with so many blocks for each node.
+pub(crate) fn direct(blocks: u8, pods: u32, senders: &[Pod]) -> Result<Stage> {
+    let variants = senders.iter().map(|&pod| Variant::Direct { blocks, pods, pod });
+    let stage = Stage::build(Masquerade::IptablesNft, variants.collect())?;
     let lab = &stage.lab;
-    let chosen: Vec<Ipv4Addr> = senders
-        .iter()
-        .filter_map(|pod| match pod {
-            Pod::Mapped => Some(lab.pod(1, 1)),
-            Pod::OnHolder => Some(lab.pod(2, 1)),
-            Pod::Unmapped => None,
-        })
-        .map(|host: &Host| host.v4)
-        .collect();
-    let mappings = mapped::mappings(lab, pods, other_vips, &chosen)?;
-    let mut agents: Vec<Agent> = lab
-        .nodes()
-        .iter()
-        .map(|node| Agent::start_logging("info", node, mappings.path(), &[]))
-        .collect::<Result<_>>()?;
-    agents.iter_mut().try_for_each(Agent::wait_ready)?;
-    lab.hold_vip(2, VIP.into())?;
-    stage.check()?;
-    agents.iter_mut().try_for_each(Agent::stop)?;
-    Ok(stage)
+    let mut mappings = mapped::mappings(lab, pods, 0, &stage.mapped(senders))?;
+    for (node, first) in [(1, 1), (2, 1 + blocks)] {
+        let numbers: Vec<_> = (first..first + blocks).map(|block| block.to_string()).collect();
+        let value = format!("{} via {}", numbers.join(","), lab.node(node).v4);
+        mappings.set(&format!("vip-blocks-{VIP}"), &format!("n{node}"), &value)?;
+    }
+    stage.ruled_by_agents(&mappings, &["--assume-direct"])
 }
