@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{self, ExitCode, Stdio};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::errno::Errno;
@@ -173,7 +173,8 @@ async fn dump(cli: &Cli, settings: Settings) -> anyhow::Result<Report> {
         Ok((observed, facts, kernel.switches()?))
     };
     let (observed, facts, switches) = look.await.map_err(missing_capability)?;
-    Ok(report(&observed, &facts, &switches, &cli.kernel.tables(), &settings.ownership))
+    let tables = cli.kernel.tables();
+    Ok(report(&observed, &facts, &switches, &tables, &settings.ownership, Instant::now()))
 }
 
 fn print(report: &Report, output: Output) -> anyhow::Result<()> {

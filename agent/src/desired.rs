@@ -15,6 +15,7 @@ use shared::{Mappings, PodIp, RouteId, Vip};
 use crate::node_facts::{NoUplink, NodeFacts};
 use crate::routing::{Device, Family, Ownership, PolicyRule, Route};
 use crate::ruleset::{Input, Ruleset, capacity};
+use crate::unsure::{TRUSTING, Vouched};
 
 /// Destinations that are never outside, whatever the cluster: this host, its links, multicast,
 /// broadcast and reserved addresses.
@@ -68,6 +69,8 @@ pub struct Desired<'a> {
     pub ruleset: &'a Ruleset,
     /// What the maps of pods hold.
     pub pods: &'a BTreeMap<PodIp, Option<Vip>>,
+    /// Which other addresses of pods on this node are known, and what becomes of the rest.
+    pub vouched: &'a Vouched,
     /// Interfaces on which a packet's source may have its route elsewhere.
     pub loose: BTreeSet<String>,
     /// Which decision connections may be bound to.
@@ -107,6 +110,7 @@ pub fn ruleset_input(
         vips: mappings.vips().clone(),
         reachable: uplinks.keys().copied().collect(),
         uplinks: uplinks.into_values().map(|device| device.name).collect(),
+        overlays: facts.overlays(networks.pod_subnets()),
         pods: disjoint(networks.pod_subnets().iter().copied()),
         internal: disjoint(
             networks
@@ -123,7 +127,8 @@ pub fn ruleset_input(
 }
 
 /// The state for `mappings` on a node like `facts`. `ruleset` is rendered from [`ruleset_input`]
-/// of the same arguments: that is kept apart because it is dear and seldom changes.
+/// of the same arguments: that is kept apart because it is dear and seldom changes. Unknown pods
+/// pass, unless the caller says otherwise in [`Desired::vouched`].
 pub fn desired<'a>(
     mappings: &'a Mappings,
     facts: &NodeFacts,
@@ -138,6 +143,7 @@ pub fn desired<'a>(
         later: BTreeSet::new(),
         ruleset,
         pods: mappings.pods(),
+        vouched: &TRUSTING,
         loose: BTreeSet::new(),
         places: BTreeMap::new(),
     };

@@ -18,3 +18,4 @@ pub mod ruleset;
 pub mod run;
 pub mod sources;
 pub mod sync;
+pub mod unsure;

@@ -89,6 +89,8 @@ pub struct Metrics {
     vips_here: Gauge,
     rejected: Gauge,
     missing: Gauge,
+    unknown_held: Gauge,
+    known: Gauge,
     repairs: Counter,
     last_success: Gauge<f64, AtomicU64>,
 }
@@ -109,6 +111,8 @@ impl Metrics {
             vips_here: Gauge::default(),
             rejected: Gauge::default(),
             missing: Gauge::default(),
+            unknown_held: Gauge::default(),
+            known: Gauge::default(),
             repairs: Counter::default(),
             last_success: Gauge::default(),
         };
@@ -157,6 +161,17 @@ impl Metrics {
             metrics.missing.clone(),
         );
         registry.register(
+            "unknown_pods_held",
+            "1 while new connections to outside are dropped of pods on this node that nobody knows: a pod \
+             with a VIP is expected, and its address is not known",
+            metrics.unknown_held.clone(),
+        );
+        registry.register(
+            "known_addresses",
+            "Addresses of other pods on this node, as CNI plugins' results tell them",
+            metrics.known.clone(),
+        );
+        registry.register(
             "repairs",
             "Steps taken because somebody else had changed what is ours",
             metrics.repairs.clone(),
@@ -187,7 +202,17 @@ impl Metrics {
 
     /// What the mappings amount to.
     pub fn mapped(&self, counts: &Counts) {
-        let Counts { mapped, held, expected, vips, vips_here, rejected, missing } = *counts;
+        let Counts {
+            mapped,
+            held,
+            expected,
+            vips,
+            vips_here,
+            rejected,
+            missing,
+            unknown_held,
+            known,
+        } = *counts;
         self.pods.get_or_create(&ByState { state: PodState::Mapped }).set(gauge(mapped));
         self.pods.get_or_create(&ByState { state: PodState::Held }).set(gauge(held));
         self.pods.get_or_create(&ByState { state: PodState::Expected }).set(gauge(expected));
@@ -195,6 +220,8 @@ impl Metrics {
         self.vips_here.set(gauge(vips_here));
         self.rejected.set(gauge(rejected));
         self.missing.set(gauge(missing));
+        self.unknown_held.set(unknown_held.into());
+        self.known.set(gauge(known));
     }
 
     /// The kernel holds all that is desired.
@@ -217,6 +244,10 @@ pub struct Counts {
     pub vips_here: usize,
     pub rejected: usize,
     pub missing: usize,
+    /// New connections of pods that nobody knows are dropped.
+    pub unknown_held: bool,
+    /// Addresses of pods of this node that are known and not expected.
+    pub known: usize,
 }
 
 fn gauge(count: usize) -> i64 {

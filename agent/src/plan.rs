@@ -151,7 +151,7 @@ pub fn plan(
     loaded: &[LoadedDigests; 2],
     marks: MarkMask,
 ) -> Vec<Step> {
-    let Desired { rules, routes, later, ruleset: _, pods, loose, places } = desired;
+    let Desired { rules, routes, later, ruleset: _, pods, vouched: _, loose, places } = desired;
     let routing = &observed.routing;
 
     // Whoever has put a rule between ours wants it asked, also for packets that are not ours.

@@ -2,6 +2,7 @@
 //!
 //! Two tables hold pods (see `ruleset`): the map that gives a pod its VIP, and the guard's set of
 //! mapped pods. They are kept alike, but each is observed by itself: a stranger may change one.
+//! Beside the map are the addresses of this node's other pods, for when unknown ones are held.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,6 +10,7 @@ use std::fmt;
 use shared::{PodIp, Vip};
 
 use crate::ruleset::TableNames;
+use crate::unsure::Unsure;
 
 /// One of the maps and sets that hold pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +23,14 @@ pub enum PodSet {
     Mapped4,
     /// `set mapped6 { type ipv6_addr }` of the guard table.
     Mapped6,
+    /// `set known4 { type ipv4_addr }` of the main table.
+    Known4,
+    /// `set known6 { type ipv6_addr }` of the main table.
+    Known6,
+    /// `set unsure4 { type ipv4_addr; flags timeout }` of the main table.
+    Unsure4,
+    /// `set unsure6 { type ipv6_addr; flags timeout }` of the main table.
+    Unsure6,
     /// `set leaving4 { type ipv4_addr; flags timeout }` of the guard table.
     Leaving4,
     /// `set leaving6 { type ipv6_addr; flags timeout }` of the guard table.
@@ -28,8 +38,9 @@ pub enum PodSet {
 }
 
 impl PodSet {
-    /// Those that hold what they should, or are put right. What is leaving goes by itself.
-    pub const ALL: [Self; 4] = [Self::Vip4, Self::Vip6, Self::Mapped4, Self::Mapped6];
+    /// Those that hold what they should, or are put right. What is in others goes by itself.
+    pub const ALL: [Self; 6] =
+        [Self::Vip4, Self::Vip6, Self::Mapped4, Self::Mapped6, Self::Known4, Self::Known6];
 
     /// Its name in its table.
     pub const fn name(self) -> &'static str {
@@ -38,6 +49,10 @@ impl PodSet {
             Self::Vip6 => "pod_vip6",
             Self::Mapped4 => "mapped4",
             Self::Mapped6 => "mapped6",
+            Self::Known4 => "known4",
+            Self::Known6 => "known6",
+            Self::Unsure4 => "unsure4",
+            Self::Unsure6 => "unsure6",
             Self::Leaving4 => "leaving4",
             Self::Leaving6 => "leaving6",
         }
@@ -45,10 +60,25 @@ impl PodSet {
 
     /// The table it is in.
     pub fn table(self, names: &TableNames) -> &str {
+        if self.is_main() { &names.main } else { &names.guard }
+    }
+
+    /// Whether it is in the main table; else it is in the guard.
+    pub const fn is_main(self) -> bool {
         match self {
-            Self::Vip4 | Self::Vip6 => &names.main,
-            Self::Mapped4 | Self::Mapped6 | Self::Leaving4 | Self::Leaving6 => &names.guard,
+            Self::Vip4
+            | Self::Vip6
+            | Self::Known4
+            | Self::Known6
+            | Self::Unsure4
+            | Self::Unsure6 => true,
+            Self::Mapped4 | Self::Mapped6 | Self::Leaving4 | Self::Leaving6 => false,
         }
+    }
+
+    /// Whether its elements are pods of this node that are not mapped.
+    pub const fn is_known(self) -> bool {
+        matches!(self, Self::Known4 | Self::Known6)
     }
 
     /// Whether it maps pods to VIPs; else it is a set of pods.
@@ -74,6 +104,10 @@ pub struct PodTables {
     pub vips: BTreeMap<PodIp, Option<Vip>>,
     /// `mapped4` and `mapped6` of the guard table.
     pub guarded: BTreeSet<PodIp>,
+    /// `known4` and `known6` of the main table.
+    pub known: BTreeSet<PodIp>,
+    /// What `unsure4` and `unsure6` of the main table amount to.
+    pub unsure: [Unsure; 2],
     /// Whatever else somebody has put there.
     pub strays: BTreeSet<PodStray>,
 }
@@ -93,6 +127,12 @@ pub struct PodChanges {
     pub unguard: Vec<PodIp>,
     /// Entries to add to the guard table.
     pub guard: Vec<PodIp>,
+    /// Entries to remove from the main table's known addresses.
+    pub disown: Vec<PodIp>,
+    /// Entries to add to the main table's known addresses.
+    pub know: Vec<PodIp>,
+    /// What becomes of unknown pods from now on.
+    pub unsure: Option<Unsure>,
     /// Elements of somebody else's to remove.
     pub strays: Vec<PodStray>,
 }
@@ -100,11 +140,10 @@ pub struct PodChanges {
 impl PodChanges {
     /// Nothing to do.
     pub fn is_empty(&self) -> bool {
-        let Self { unmap, map, unguard, guard, strays } = self;
-        unmap.is_empty()
+        let Self { unmap, map, unguard, guard, disown, know, unsure, strays } = self;
+        [unmap, unguard, guard, disown, know].into_iter().all(Vec::is_empty)
             && map.is_empty()
-            && unguard.is_empty()
-            && guard.is_empty()
+            && unsure.is_none()
             && strays.is_empty()
     }
 
@@ -117,10 +156,10 @@ impl PodChanges {
 
     /// The changes of the main table, and those of the guard.
     pub fn split(self) -> (Self, Self) {
-        let Self { unmap, map, unguard, guard, strays } = self;
-        let (of_main, of_guard) = strays.into_iter().partition(|stray| stray.set.is_map());
+        let Self { unmap, map, unguard, guard, disown, know, unsure, strays } = self;
+        let (of_main, of_guard) = strays.into_iter().partition(|stray| stray.set.is_main());
         (
-            Self { unmap, map, strays: of_main, ..Self::default() },
+            Self { unmap, map, disown, know, unsure, strays: of_main, ..Self::default() },
             Self { unguard, guard, strays: of_guard, ..Self::default() },
         )
     }
@@ -128,7 +167,7 @@ impl PodChanges {
 
 impl fmt::Display for PodChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { unmap, map, unguard, guard, strays } = self;
+        let Self { unmap, map, unguard, guard, disown, know, unsure, strays } = self;
         let mapped: BTreeSet<PodIp> = map.iter().map(|(pod, _)| *pod).collect();
         let gone: Vec<_> = unmap.iter().filter(|pod| !mapped.contains(pod)).collect();
         let to = map.iter().map(|(pod, vip)| match vip {
@@ -140,6 +179,9 @@ impl fmt::Display for PodChanges {
             few("unmap", gone.into_iter()),
             few("guard", guard.iter()),
             few("unguard", unguard.iter()),
+            few("know", know.iter()),
+            few("disown", disown.iter()),
+            unsure.map(|unsure| unsure.to_string()),
             (!strays.is_empty()).then(|| format!("remove {} elements not ours", strays.len())),
         ];
         let parts: Vec<_> = parts.into_iter().flatten().collect();
@@ -160,9 +202,9 @@ fn few<T: fmt::Display>(verb: &str, pods: impl ExactSizeIterator<Item = T>) -> O
     }
 }
 
-/// How many elements each of the four maps and sets has.
+/// How many elements each of [`PodSet::ALL`] has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PodCounts([usize; 4]);
+pub struct PodCounts([usize; 6]);
 
 impl PodCounts {
     /// In one of them; 0 for one that is not counted.
@@ -180,7 +222,9 @@ impl PodTables {
             v4(self.vips.keys().take_while(|pod| pod.is_ipv4()).count(), self.vips.len());
         let (mapped4, mapped6) =
             v4(self.guarded.iter().take_while(|pod| pod.is_ipv4()).count(), self.guarded.len());
-        let mut counts = [vip4, vip6, mapped4, mapped6];
+        let (known4, known6) =
+            v4(self.known.iter().take_while(|pod| pod.is_ipv4()).count(), self.known.len());
+        let mut counts = [vip4, vip6, mapped4, mapped6, known4, known6];
         for stray in &self.strays {
             counts[stray.set as usize] += 1;
         }
@@ -189,7 +233,7 @@ impl PodTables {
 
     /// What the tables hold after `changes`.
     pub fn apply(&mut self, changes: &PodChanges) {
-        let PodChanges { unmap, map, unguard, guard, strays } = changes;
+        let PodChanges { unmap, map, unguard, guard, disown, know, unsure, strays } = changes;
         for pod in unmap {
             self.vips.remove(pod);
         }
@@ -198,6 +242,13 @@ impl PodTables {
             self.guarded.remove(pod);
         }
         self.guarded.extend(guard.iter().copied());
+        for pod in disown {
+            self.known.remove(pod);
+        }
+        self.known.extend(know.iter().copied());
+        if let Some(unsure) = unsure {
+            self.unsure = [*unsure; 2];
+        }
         for stray in strays {
             self.strays.remove(stray);
         }

@@ -8,14 +8,17 @@ mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Instant;
 
 use serde::Serialize;
 use shared::{PodIp, RouteId, Vip};
 
 use crate::kernel_state::{Observed, SeenHook, SeenTable};
 use crate::node_facts::NodeFacts;
+use crate::pod_tables::PodTables;
 use crate::routing::{Family, Ownership, RouteKind};
 use crate::ruleset::{GUARD_COUNTERS, MAIN_COUNTERS, TableNames};
+use crate::unsure::Unsure;
 
 /// The whole of it.
 #[derive(Debug, Serialize)]
@@ -26,6 +29,8 @@ pub struct Report {
     pub vips: Vec<VipReport>,
     /// Pods whose external traffic is dropped because they have no VIP of the family.
     pub held: Vec<String>,
+    /// What becomes of other pods of this node.
+    pub unknown: UnknownReport,
     /// Packets dropped since the tables were made.
     pub dropped: Vec<CounterReport>,
     /// What is missing or strange; empty on a healthy node.
@@ -62,6 +67,31 @@ pub struct VipReport {
     pub pods: Vec<String>,
 }
 
+/// Pods of this node that are not mapped.
+#[derive(Debug, Serialize)]
+pub struct UnknownReport {
+    /// New connections to outside are dropped, but for those of known addresses.
+    pub held: bool,
+    /// For how much longer, in seconds; `null` if that does not end by itself.
+    pub seconds: Option<f64>,
+    /// Addresses that are known.
+    pub known: Vec<String>,
+}
+
+impl UnknownReport {
+    fn of(pods: &PodTables, now: Instant) -> Self {
+        let seconds = pods.unsure.iter().filter_map(|unsure| match unsure.at(now) {
+            Unsure::Until(end) => Some(end.saturating_duration_since(now).as_secs_f64()),
+            Unsure::No | Unsure::Always => None,
+        });
+        Self {
+            held: pods.unsure.iter().any(|unsure| unsure.at(now) != Unsure::No),
+            seconds: seconds.reduce(f64::max),
+            known: pods.known.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
 /// A counter of dropped packets.
 #[derive(Debug, Serialize)]
 pub struct CounterReport {
@@ -95,6 +125,7 @@ pub fn report(
     switches: &Switches,
     names: &TableNames,
     ownership: &Ownership,
+    now: Instant,
 ) -> Report {
     let ids = route_ids(observed, ownership);
     let mut pods: BTreeMap<Vip, Vec<String>> = BTreeMap::new();
@@ -148,6 +179,7 @@ pub fn report(
             .concat(),
         vips,
         held,
+        unknown: UnknownReport::of(&observed.pods, now),
         dropped: counters(&names.main, observed.main.as_ref(), &MAIN_COUNTERS)
             .chain(counters(&names.guard, observed.guard.as_ref(), &GUARD_COUNTERS))
             .collect(),

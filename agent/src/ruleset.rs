@@ -12,6 +12,7 @@ mod parts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use nftables::stmt::Statement;
@@ -61,16 +62,46 @@ pub const fn leaving_set(family: Family) -> &'static str {
     }
 }
 
+/// The name of the set that is not empty while packets of unknown pods are held; see [`unsure_key`].
+pub const fn unsure_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "unsure4",
+        Family::V6 => "unsure6",
+    }
+}
+
+/// What is in the sets of [`unsure_set`], if anything: every address under an empty mask.
+pub const fn unsure_key(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}
+
+/// The name of the set of addresses of this node's pods that are known.
+pub const fn known_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "known4",
+        Family::V6 => "known6",
+    }
+}
+
+/// Room for more addresses than any node's pods have.
+const MOST_KNOWN: u32 = 1 << 14;
+/// Room for one, and for the one before it in the same transaction.
+const MOST_UNSURE: u32 = 16;
+
 /// How long an answer may be on its way to a pod that is not mapped any more, in seconds.
 pub const LEAVING_SECONDS: u32 = 3;
 
 /// Counters of the main table, in packets that were dropped, and why.
-pub const MAIN_COUNTERS: [(&str, &str); 6] = [
+pub const MAIN_COUNTERS: [(&str, &str); 7] = [
     ("vip_closed", "packets to a VIP that belong to no connection of a pod"),
     ("invalid", "packets of mapped pods that connection tracking does not know what to do with"),
     ("not_holder", "packets of mapped pods sent here for a VIP that is not on this node"),
     ("held", "packets of mapped pods that have no usable VIP of the family"),
     ("uplink", "packets of pods unknown here that another node sent here to be translated"),
+    ("unsure", "packets of unknown pods while a pod is expected whose address is not known"),
     ("stale", "packets of connections whose VIP is gone"),
 ];
 
@@ -189,7 +220,7 @@ pub enum DeclaredKind {
     Map,
     /// Addresses.
     Set,
-    /// Addresses that go by themselves after [`LEAVING_SECONDS`].
+    /// Addresses that go by themselves, after [`LEAVING_SECONDS`] unless they are given a time.
     Passing,
 }
 
@@ -229,6 +260,8 @@ pub struct Input {
     pub reachable: BTreeSet<Vip>,
     /// The interfaces over which other nodes send packets for a VIP that is here.
     pub uplinks: BTreeSet<String>,
+    /// The interfaces over which other nodes' pods are reached.
+    pub overlays: BTreeSet<String>,
     /// Where pods live. Disjoint.
     pub pods: Vec<IpNet>,
     /// Destinations that are reached as if this program did not exist. Disjoint.
@@ -251,10 +284,19 @@ impl Ruleset {
         let map = |family| (pod_map(family), declared(DeclaredKind::Map, family));
         let set = |family| (mapped_set(family), declared(DeclaredKind::Set, family));
         let passing = |family| (leaving_set(family), declared(DeclaredKind::Passing, family));
+        let of_node = |family| {
+            let known = Declared { kind: DeclaredKind::Set, family, size: MOST_KNOWN };
+            let unsure = Declared { kind: DeclaredKind::Passing, family, size: MOST_UNSURE };
+            [(known_set(family), known), (unsure_set(family), unsure)]
+        };
         Self {
             main: Table {
                 counters: MAIN_COUNTERS.iter().map(|(name, _)| *name).collect(),
-                declared: Family::ALL.map(map).into(),
+                declared: Family::ALL
+                    .map(map)
+                    .into_iter()
+                    .chain(Family::ALL.into_iter().flat_map(of_node))
+                    .collect(),
                 chains: chains::main(input),
             },
             guard: Table {

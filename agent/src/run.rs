@@ -139,7 +139,7 @@ impl Agent {
                 self.sync_now(&mut due, &mut complaints).await?;
             }
             if is_due(due.report) {
-                due.report = None;
+                due.report = self.sync.unsure_until().map(Instant::from_std);
                 complaints.tell(&self.sync);
                 self.metrics.mapped(&self.sync.counts());
             }
@@ -165,7 +165,7 @@ impl Agent {
         let Some(results) = &self.results else { return BTreeMap::new() };
         let Ok(mappings) = self.sync.store().mappings() else { return BTreeMap::new() };
         let (expected, assigned) = (self.sync.store().expected(), results.assigned());
-        let mut learnt = results.addresses();
+        let mut learnt = results.addresses().unwrap_or_default().pods;
         learnt.retain(|uid, ips| {
             let age = assigned.get(uid).map(SystemTime::elapsed);
             let is_news = age.is_some_and(|age| age.unwrap_or_default() < NEWS_FOR);

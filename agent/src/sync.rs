@@ -6,12 +6,12 @@
 
 mod memory;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Instant;
 
 use shared::mappings::{Change, Incomplete};
-use shared::{MappingsStore, PodIp, PodUid, Vip};
+use shared::{MappingsStore, Vip};
 use tracing::{debug, error, info, warn};
 
 use self::memory::Memory;
@@ -22,6 +22,7 @@ use crate::metrics::{Counts, Metrics, Part};
 use crate::plan::{Step, plan};
 use crate::routing::Foreign;
 use crate::ruleset::{Input, Ruleset};
+use crate::unsure::{Assigned, Unsure, Vouched, Waiting};
 
 /// Why the kernel is looked at, the most telling reason of all that have come up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,6 +76,10 @@ pub struct Sync {
     store: MappingsStore,
     memory: Memory,
     rendered: Option<(Input, Ruleset)>,
+    /// The addresses of this node's pods, if they are told.
+    assigned: Option<Assigned>,
+    waiting: Waiting,
+    vouched: Vouched,
     notes: Vec<Note>,
     /// Whose rules and routes have been complained of.
     foreign: BTreeSet<Foreign>,
@@ -93,6 +98,9 @@ impl Sync {
             store,
             memory: Memory::default(),
             rendered: None,
+            assigned: None,
+            waiting: Waiting::default(),
+            vouched: Vouched::default(),
             notes: Vec::new(),
             foreign: BTreeSet::new(),
             why: Why::Start,
@@ -115,6 +123,8 @@ impl Sync {
         let expected = self.store.expected().len();
         let mapped = mappings.pods().values().flatten().count();
         Counts {
+            unknown_held: self.vouched.unsure.at(Instant::now()) != Unsure::No,
+            known: self.vouched.known.len(),
             mapped,
             expected,
             held: mappings.pods().len() - mapped,
@@ -141,17 +151,39 @@ impl Sync {
         self.why = self.why.max(Why::Mappings);
     }
 
-    /// Takes in which addresses the pods of this node have: all that are known. Whether that changes
-    /// mappings.
-    pub fn learn_addresses(&mut self, addresses: BTreeMap<PodUid, BTreeSet<PodIp>>) -> bool {
-        let effect = self.store.learn(addresses);
-        let is_news = !effect.pods.is_empty();
-        self.unsettled |= is_news;
-        self.memory.pods_changed(effect.pods);
-        if is_news {
-            self.why = self.why.max(Why::Mappings);
+    /// Until when unknown pods are held, if they are and that ends by itself.
+    pub fn unsure_until(&self) -> Option<Instant> {
+        match self.vouched.unsure.at(Instant::now()) {
+            Unsure::Until(end) => Some(end),
+            Unsure::No | Unsure::Always => None,
         }
-        is_news
+    }
+
+    /// Takes in which addresses the pods of this node have: all that are known, if any are told.
+    /// Whether that is news.
+    pub fn learn_addresses(&mut self, assigned: Option<Assigned>) -> bool {
+        if assigned == self.assigned {
+            return false;
+        }
+        let pods = assigned.as_ref().map(|assigned| assigned.pods.clone());
+        self.assigned = assigned;
+        let effect = self.store.learn(pods.unwrap_or_default());
+        self.unsettled |= !effect.pods.is_empty();
+        self.memory.pods_changed(effect.pods);
+        self.why = self.why.max(Why::Mappings);
+        true
+    }
+
+    /// Decides anew which pods are known, and what becomes of others.
+    fn vouch(&mut self) {
+        let now = Instant::now();
+        let expected = self.store.expected().into_keys().collect();
+        let vouched = self.waiting.vouch(&expected, self.assigned.as_ref(), now);
+        // What has gone by itself needs no step.
+        let seen = &mut self.memory.observed.pods.unsure;
+        *seen = seen.map(|unsure| unsure.at(now));
+        self.unsettled |= vouched != self.vouched;
+        self.vouched = vouched;
     }
 
     /// Takes in that something has changed in the kernel.
@@ -203,6 +235,7 @@ impl Sync {
     /// What there is to do. Looks at reverse path filters on the way, for which ones matter
     /// depends on what is desired.
     fn decide(&mut self) -> Result<Vec<Step>, SyncError> {
+        self.vouch();
         let mappings = self.store.mappings()?;
         let (input, notes) = ruleset_input(mappings, &self.memory.facts, &self.settings);
         for note in notes.iter().filter(|note| !self.notes.contains(note)) {
@@ -214,7 +247,8 @@ impl Sync {
             _ => Ruleset::render(&input),
         };
         let (_, ruleset) = self.rendered.insert((input, ruleset));
-        let desired = desired(mappings, &self.memory.facts, &self.settings, ruleset);
+        let mut desired = desired(mappings, &self.memory.facts, &self.settings, ruleset);
+        desired.vouched = &self.vouched;
         self.memory.look_at_filters(&self.kernel, &desired.loose);
         let foreign = &self.memory.observed.routing.foreign;
         for other in foreign.difference(&self.foreign).filter(|other| other.overrides_ours) {

@@ -166,7 +166,7 @@ fn lines<T: std::fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
 
 /// A kernel that holds just what is desired.
 fn settled(desired: &Desired<'_>) -> Observed {
-    let Desired { rules, routes, later: _, ruleset, pods, loose: _, places } = desired;
+    let Desired { rules, routes, later: _, ruleset, pods, vouched: _, loose: _, places } = desired;
     let seen = |table: &Table| SeenTable {
         handle: 1,
         contents: BTreeMap::new(),

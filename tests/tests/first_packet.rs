@@ -4,11 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
+use nix::sys::signal::Signal;
 use tests::{
-    Agent, Capture, CniResults, Family, Lab, MappingsDir, UdpServer, eventually, seen_as, vip,
+    Agent, Capture, CniResults, Family, Lab, MappingsDir, UdpProbe, UdpServer, eventually, seen_as,
+    vip,
 };
 
 const PORT: u16 = 7000;
+/// From where a pod sends that was not heard before.
+const FRESH: u16 = 7001;
 const SOON: Duration = Duration::from_secs(10);
 const PODS: &str = "podip-vip-mappings";
 const UID: &str = "8f14e45f-ceea-467f-a0e6-5d1c5a3b7c21";
@@ -46,6 +50,15 @@ impl Bed {
             .node(1)
             .run(&get)
             .is_ok_and(|text| text.contains(&format!("{pod} : {}", vip(Family::V4, 222))))
+    }
+
+    fn outside(&self) -> SocketAddr {
+        SocketAddr::new(self.lab.outside().ip(Family::V4), PORT)
+    }
+
+    fn holds_unknown(&self) -> bool {
+        let held = self.agent.metric("egress_agent_unknown_pods_held");
+        held.is_ok_and(|held| held > 0.5)
     }
 
     fn ignored(&self, reason: &str) -> Result<f64> {
@@ -100,6 +113,55 @@ fn an_address_that_is_used_again_is_not_inherited() -> Result<()> {
     assert!(seen_as(bed.lab.pod(1, 1), outside).is_err(), "it is held");
     capture.assert_silent(outside.ip());
     bed.agent.stop()
+}
+
+#[test]
+fn while_a_pod_is_expected_unknown_ones_are_held_and_no_others() -> Result<()> {
+    let mut bed = Bed::new()?;
+    let (vip, node) = (vip(Family::V4, 222), bed.lab.node(1).ip(Family::V4));
+    let outside = bed.outside();
+    bed.results.assign(OTHER, &[pod(&bed.lab, 3)])?;
+    eventually(SOON, || bed.agent.log().contains(&format!("know {}", pod(&bed.lab, 3))));
+    let (new, known) = (bed.lab.pod(1, 1), bed.lab.pod(1, 3));
+    assert_eq!(seen_as(new, outside)?, [node], "nobody is expected");
+    let running = UdpProbe::start(new, outside, 50)?;
+    eventually(SOON, || running.received() > 0);
+
+    bed.mappings.set(PODS, UID, &vip.to_string())?;
+    eventually(SOON, || bed.holds_unknown());
+    let capture = Capture::start(&bed.lab)?;
+    let from_new = UdpProbe::start_from_port(new, FRESH, outside, 100)?;
+    assert_eq!(seen_as(known, outside)?, [node]);
+    let before = running.received();
+    eventually(SOON, || running.received() > before + 10 && from_new.sent() > 20);
+    let fresh = |flow: &tests::Flow| flow.source_port == FRESH;
+    assert!(capture.sources_where(fresh)?.is_empty(), "{}", capture.text());
+    let dump = Agent::run(bed.lab.node(1), &["--dump-rules"])?;
+    assert!(dump.contains("new connections of unknown pods are dropped for "), "{dump}");
+    let dropped = "egress_dropped_packets_total{table=\"egress\",reason=\"unsure\"}";
+    assert!(bed.agent.metric(dropped)? > 10.5);
+
+    bed.results.assign(UID, &[pod(&bed.lab, 1)])?;
+    eventually(SOON, || from_new.seen_as() == Some(vip));
+    eventually(SOON, || !bed.holds_unknown());
+    assert_eq!(capture.sources_where(fresh)?.into_keys().collect::<Vec<_>>(), [vip]);
+    bed.agent.stop()
+}
+
+#[test]
+fn unknown_pods_are_not_held_for_longer_when_the_agent_dies() -> Result<()> {
+    let mut bed = Bed::new()?;
+    bed.mappings.set(PODS, UID, "")?;
+    eventually(SOON, || bed.holds_unknown());
+    bed.agent.kill(Signal::SIGKILL)?;
+    bed.agent.wait()?;
+    for set in ["unsure4", "unsure6"] {
+        let text = bed.lab.node(1).run(&["nft", "list", "set", "inet", "egress", set])?;
+        let expires = text.split("expires ").nth(1).unwrap_or_default();
+        let seconds = expires.split('s').next().unwrap_or_default().parse::<u32>();
+        assert!(seconds.is_ok_and(|seconds| seconds < 30), "{text}");
+    }
+    Ok(())
 }
 
 #[test]

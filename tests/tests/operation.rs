@@ -485,7 +485,7 @@ fn metrics_tell_what_the_kernel_and_the_mappings_have() -> Result<()> {
             }
         }
     }
-    assert_eq!(compared, 18);
+    assert_eq!(compared, 20);
 
     node.sh("ip rule del pref 1064")?;
     eventually(SOON, || agent.metric("egress_agent_repairs_total").is_ok_and(|n| n == 1.0));

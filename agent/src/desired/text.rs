@@ -11,6 +11,7 @@ use shared::{PodIp, Vip};
 use super::{Desired, Place};
 use crate::routing::Family;
 use crate::ruleset::TableNames;
+use crate::unsure::{Unsure, Vouched};
 
 impl Desired<'_> {
     /// The whole of it; the tables are called by `names`.
@@ -19,7 +20,7 @@ impl Desired<'_> {
     }
 
     fn write(&self, f: &mut fmt::Formatter<'_>, names: &TableNames) -> fmt::Result {
-        let Self { rules, routes, later, ruleset, pods, loose, places } = self;
+        let Self { rules, routes, later, ruleset, pods, vouched, loose, places } = self;
         for (id, Place { vip, here }) in places {
             let place = if *here { "here" } else { "elsewhere" };
             writeln!(f, "VIP {vip}: route id {id}, {place}")?;
@@ -47,6 +48,15 @@ impl Desired<'_> {
                 None => write!(f, "pods held:")?,
             }
             pods.iter().try_for_each(|pod| write!(f, " {pod}"))?;
+            writeln!(f)?;
+        }
+        let Vouched { known, unsure } = vouched;
+        if *unsure != Unsure::No {
+            writeln!(f, "{unsure}")?;
+        }
+        if !known.is_empty() {
+            f.write_str("known:")?;
+            known.iter().try_for_each(|pod| write!(f, " {pod}"))?;
             writeln!(f)?;
         }
         Ok(())

@@ -7,8 +7,9 @@ mod batch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
-use netlink_packet_core::{DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NlasIterator};
+use netlink_packet_core::{DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NlasIterator, parse_u64_be};
 use netlink_packet_netfilter::nftables::NfTablesMessageType;
 use netlink_packet_netfilter::{NetfilterProtoFamily, NetfilterSubsystem};
 use nix::errno::Errno;
@@ -20,6 +21,7 @@ use super::nfnetlink::{
 };
 use crate::pod_tables::{PodChanges, PodSet, PodStray, PodTables};
 use crate::ruleset::TableNames;
+use crate::unsure::Unsure;
 
 // enum nft_set_elem_list_attributes
 const LIST_TABLE: u16 = 1;
@@ -31,6 +33,8 @@ const ELEMENT: u16 = 1;
 const KEY: u16 = 1;
 const DATA: u16 = 2;
 const FLAGS: u16 = 3;
+const TIMEOUT: u16 = 4;
+const EXPIRATION: u16 = 5;
 // enum nft_data_attributes
 const VALUE: u16 = 1;
 // enum nft_set_elem_flags
@@ -114,7 +118,7 @@ pub enum ElementsError {
     },
 }
 
-/// The elements of the four maps and sets, in the network namespace of the thread that opened it.
+/// The elements of the maps and sets, in the network namespace of the thread that opened it.
 pub struct Elements {
     netfilter: Nfnetlink,
     names: TableNames,
@@ -131,17 +135,26 @@ impl Elements {
         self.netfilter.port_id()
     }
 
-    /// Reads all four. Each is a snapshot by itself; others may change one between two of them.
+    /// Reads all that hold pods. Each is a snapshot by itself; others may change one between two of them.
     /// One that does not exist holds nothing.
     pub fn dump(&mut self) -> Result<PodTables, ElementsError> {
         let mut tables = PodTables::default();
         for set in PodSet::ALL {
             match self.dump_set(set) {
-                Ok(SetElements { mut vips, mut guarded, strays }) => {
+                Ok(SetElements { mut vips, mut pods, strays, unsure: _ }) => {
                     tables.vips.append(&mut vips);
-                    tables.guarded.append(&mut guarded);
+                    let of_set =
+                        if set.is_known() { &mut tables.known } else { &mut tables.guarded };
+                    of_set.append(&mut pods);
                     tables.strays.extend(strays);
                 }
+                Err(ElementsError::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for (family, set) in [PodSet::Unsure4, PodSet::Unsure6].into_iter().enumerate() {
+            match self.dump_set(set) {
+                Ok(elements) => tables.unsure[family] = elements.unsure,
                 Err(ElementsError::Missing { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -192,16 +205,18 @@ fn kind(message: NfTablesMessageType) -> Kind {
 /// The elements of one set.
 struct SetElements {
     vips: BTreeMap<PodIp, Option<Vip>>,
-    guarded: BTreeSet<PodIp>,
+    pods: BTreeSet<PodIp>,
     strays: BTreeSet<PodStray>,
+    unsure: Unsure,
 }
 
 /// The elements of one set, as they come.
 #[derive(Default)]
 struct Arrivals {
     vips: Vec<(PodIp, Option<Vip>)>,
-    guarded: Vec<PodIp>,
+    pods: Vec<PodIp>,
     strays: Vec<PodStray>,
+    unsure: Unsure,
 }
 
 impl Arrivals {
@@ -212,14 +227,14 @@ impl Arrivals {
     /// additions). Then some elements come twice and others not at all. As many come as the set
     /// holds, at least, so none is missing if none came twice.
     fn complete(self) -> Result<SetElements, NfnetlinkError> {
-        let Self { vips, guarded, strays } = self;
-        let arrived = (vips.len(), guarded.len(), strays.len());
+        let Self { vips, pods, strays, unsure } = self;
+        let arrived = (vips.len(), pods.len(), strays.len());
         // Collected, not inserted one by one: that sorts once, and is several times faster.
         let vips = BTreeMap::from_iter(vips);
-        let guarded = BTreeSet::from_iter(guarded);
+        let pods = BTreeSet::from_iter(pods);
         let strays = BTreeSet::from_iter(strays);
-        if (vips.len(), guarded.len(), strays.len()) == arrived {
-            Ok(SetElements { vips, guarded, strays })
+        if (vips.len(), pods.len(), strays.len()) == arrived {
+            Ok(SetElements { vips, pods, strays, unsure })
         } else {
             Err(NfnetlinkError::Interrupted)
         }
@@ -234,19 +249,27 @@ impl Arrivals {
     }
 
     fn take_element(&mut self, set: PodSet, element: &[u8]) -> Result<(), DecodeError> {
-        let (mut key, mut data, mut flags) = ([].as_slice(), None, 0);
+        let (mut key, mut data, mut flags, mut expires) = ([].as_slice(), None, 0, 0);
         for attribute in NlasIterator::new(element) {
             let attribute = attribute?;
             match attribute.kind() {
                 KEY => key = find(value(&attribute), VALUE)?.unwrap_or_default(),
                 DATA => data = find(value(&attribute), VALUE)?,
                 FLAGS => flags = number(value(&attribute))?,
+                EXPIRATION => expires = parse_u64_be(value(&attribute))?,
                 _ => {}
             }
         }
+        if [PodSet::Unsure4, PodSet::Unsure6].contains(&set) {
+            if address(key).is_some_and(|addr| addr.is_unspecified()) {
+                let end = || Unsure::Until(Instant::now() + Duration::from_millis(expires));
+                self.unsure = if expires == 0 { Unsure::Always } else { end() };
+            }
+            return Ok(());
+        }
         let pod = address(key).and_then(|addr| PodIp::try_from(addr).ok()).filter(|_| flags == 0);
         match (pod, data.map(|data| address(data).map(held_or_vip))) {
-            (Some(pod), None) if !set.is_map() => self.guarded.push(pod),
+            (Some(pod), None) if !set.is_map() => self.pods.push(pod),
             (Some(pod), Some(Some(Ok(vip)))) if set.is_map() => self.vips.push((pod, vip)),
             _ => self.strays.push(PodStray { set, key: key.to_vec() }),
         }

@@ -7,6 +7,7 @@ use std::iter::Peekable;
 use shared::{PodIp, Vip};
 
 use crate::pod_tables::PodChanges;
+use crate::unsure::{Unsure, Vouched};
 
 /// The changes that make the map of VIPs and the set of guarded pods agree with `desired`: found by
 /// a walk along all sides, or by looking at the pods that were `touched`.
@@ -34,6 +35,19 @@ pub fn pod_changes(
 }
 
 impl PodChanges {
+    /// Adds what makes the known addresses and what becomes of others agree with `desired`. They are
+    /// those of one node's pods, so all are looked at.
+    pub(super) fn vouch(
+        &mut self,
+        desired: &Vouched,
+        known: &BTreeSet<PodIp>,
+        unsure: &[Unsure; 2],
+    ) {
+        self.know.extend(desired.known.difference(known));
+        self.disown.extend(known.difference(&desired.known));
+        self.unsure = (*unsure != [desired.unsure; 2]).then_some(desired.unsure);
+    }
+
     fn map_as(&mut self, pod: PodIp, wanted: Option<&Option<Vip>>, seen: Option<&Option<Vip>>) {
         if wanted == seen {
             return;

@@ -10,6 +10,7 @@ use crate::desired::Desired;
 use crate::kernel_state::{LoadedDigests, Observed, SeenHook, SeenTable};
 use crate::pod_tables::{PodChanges, PodStray, PodTables};
 use crate::ruleset::{Ruleset, Table};
+use crate::unsure::Unsure;
 
 /// Changes to both tables, in one transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -165,7 +166,7 @@ pub(super) fn steps(
     let guard = TableChange::between(guard, observed.guard.as_ref(), loaded_guard);
     // A table made anew is empty, whatever was in it.
     let (no_vips, no_pods) = (BTreeMap::new(), BTreeSet::new());
-    let PodTables { vips, guarded, strays } = &observed.pods;
+    let PodTables { vips, guarded, known, unsure, strays } = &observed.pods;
     let anew = (TableChange::replaces(main.as_ref()), TableChange::replaces(guard.as_ref()));
     let mut pods = pod_changes(
         desired.pods,
@@ -173,7 +174,12 @@ pub(super) fn steps(
         if anew.1 { &no_pods } else { guarded },
         touched.filter(|_| anew == (false, false)),
     );
-    let stays = |stray: &&PodStray| if stray.set.is_map() { !anew.0 } else { !anew.1 };
+    if anew.0 {
+        pods.vouch(desired.vouched, &no_pods, &[Unsure::No; 2]);
+    } else {
+        pods.vouch(desired.vouched, known, unsure);
+    }
+    let stays = |stray: &&PodStray| if stray.set.is_main() { !anew.0 } else { !anew.1 };
     pods.strays = strays.iter().filter(stays).cloned().collect();
     let mut touched = Touched {
         changed: pods.changed(),

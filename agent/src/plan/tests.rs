@@ -21,6 +21,7 @@ use self::packet::Connection;
 use self::world::{IN_CLUSTER, World, every_pod, in_pod_subnet, worlds};
 use super::{Step, plan};
 use crate::routing::{Action, Family, PolicyRule, Route};
+use crate::unsure::{Unsure, Vouched};
 
 const LOCAL: &str = "veth";
 const UPLINK: &str = "eth0";
@@ -121,7 +122,11 @@ fn check_fates(kernel: &Kernel, world: &World) -> Result<(), TestCaseError> {
         let mapped = world.mappings.pods().contains_key(&pod);
         let vip = world.usable_vip(pod);
         let here = vip.is_some_and(|vip| world.facts.holds(vip));
+        let in_subnet = in_pod_subnet(pod) && !world.mappings.networks().pod_subnets().is_empty();
+        let Vouched { known, unsure } = &world.vouched;
+        let unknown = in_subnet && *unsure != Unsure::No && !known.contains(&pod);
         let wanted = match vip {
+            _ if !mapped && unknown => Fate::Dropped,
             _ if !mapped => Fate::NodeAddress,
             Some(vip) if here => Fate::LeavesWith(vip),
             Some(vip) if world.uplink(vip).is_some() => Fate::ToHolder(vip),
@@ -132,9 +137,7 @@ fn check_fates(kernel: &Kernel, world: &World) -> Result<(), TestCaseError> {
             let wanted = match vip {
                 Some(vip) if here => Fate::LeavesWith(vip),
                 _ if mapped => Fate::Dropped,
-                _ if in_pod_subnet(pod) && !world.mappings.networks().pod_subnets().is_empty() => {
-                    Fate::Dropped
-                }
+                _ if in_subnet => Fate::Dropped,
                 _ => Fate::NodeAddress,
             };
             prop_assert_eq!(kernel.first_packet(pod, &uplink), wanted, "{} over {}", pod, uplink);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{CounterReport, Report, TableReport, VipReport};
+use super::{CounterReport, Report, TableReport, UnknownReport, VipReport};
 
 /// More pods than this are counted rather than listed; `--output json` lists all.
 const SHOWN: usize = 20;
@@ -11,7 +11,7 @@ const WIDTH: usize = 90;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tables, vips, held, dropped, notes } = self;
+        let Self { tables, vips, held, unknown, dropped, notes } = self;
         for TableReport { name, present, chains } in tables {
             match present {
                 true => writeln!(f, "table inet {name}: {chains} chains")?,
@@ -37,6 +37,15 @@ impl fmt::Display for Report {
         if !held.is_empty() {
             writeln!(f, "\nheld for want of a VIP of the family: {} pods", held.len())?;
             listed(f, held)?;
+        }
+        let UnknownReport { held, seconds, known } = unknown;
+        if *held {
+            write!(f, "\nnew connections of unknown pods are dropped")?;
+            if let Some(seconds) = seconds {
+                write!(f, " for {seconds:.0} s")?;
+            }
+            writeln!(f, ": a pod with a VIP may be among them; known: {} addresses", known.len())?;
+            listed(f, known)?;
         }
         if !dropped.is_empty() {
             writeln!(f, "\ndropped packets")?;

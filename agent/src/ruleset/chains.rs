@@ -10,12 +10,12 @@ use nftables::expr::FibFlag;
 use shared::{RouteId, Vip};
 
 use super::parts::{
-    Expr, Part, accept, address, choose, count, ct_direction, ct_mark, ct_original_saddr, daddr,
-    declared, drop, fib_type, goes_to, goto, icmp_type, iifname, is, is_not, is_not_zero, is_zero,
-    looked_up, map, masked, meta_mark, network, nfproto, number, quoted, saddr, set, snat_to,
-    state_in, word, write, write_bits,
+    Expr, Part, accept, address, any, choose, count, ct_direction, ct_mark, ct_original_saddr,
+    daddr, declared, drop, fib_type, goes_to, goto, icmp_type, iifname, is, is_not, is_not_zero,
+    is_zero, looked_up, map, masked, meta_mark, network, nfproto, number, quoted, saddr, set,
+    snat_to, state_in, word, write, write_bits,
 };
-use super::{Chain, Hook, HookKind, HookPoint, Input, Rule, pod_map};
+use super::{Chain, Hook, HookKind, HookPoint, Input, Rule, known_set, pod_map, unsure_set};
 use crate::routing::Family;
 
 pub(super) use guard::guard;
@@ -88,6 +88,18 @@ impl View<'_> {
     fn pods_as_source(&self) -> Option<Part> {
         let pods = self.networks(&self.input.pods);
         (!pods.is_empty()).then(|| is(saddr(self.family), set(pods)))
+    }
+
+    /// Of this node's pods those that nobody knows, while one of them may be expected.
+    fn unknown_pods(&self) -> Option<Rule> {
+        let (family, overlays) = (self.family, &self.input.overlays);
+        let of_pods = self.pods_as_source()?;
+        let overlay = set(overlays.iter().map(|name| quoted(name)));
+        let local = (!overlays.is_empty()).then(|| is_not(iifname(), overlay));
+        let unsure = is(any(saddr(family), family), declared(unsure_set(family)));
+        let known = is_not(saddr(family), declared(known_set(family)));
+        let parts = [unsure].into_iter().chain(local).chain([of_pods, known]);
+        Some(Rule::new("pods unknown here", parts.chain([count("unsure"), drop()])))
     }
 
     fn over_uplink(&self) -> Option<Part> {
@@ -251,6 +263,7 @@ fn new(view: &View) -> Vec<Rule> {
         "sent here, pod unknown here",
         [view.over_uplink(), view.pods_as_source(), Some(count("uplink")), Some(drop())],
     ));
+    rules.extend(view.unknown_pods());
     rules
 }
 

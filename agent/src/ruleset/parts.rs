@@ -12,6 +12,7 @@ use nftables::stmt::{
     Counter, JumpTarget, Mangle, Match, NAT, NATFamily, Operator, Statement, VerdictMap,
 };
 
+use super::unsure_key;
 use crate::routing::Family;
 
 /// Something that has a value for a packet.
@@ -153,6 +154,15 @@ pub(super) fn masked(expr: Expr, mask: u32) -> Expr {
     Expr {
         text: format!("{} & {mask:#010x}", expr.text),
         json: binary(BinaryOperation::AND(expr.json, Expression::Number(mask))),
+    }
+}
+
+/// `ip saddr & 0.0.0.0`: the same for every address, to ask whether a set is empty.
+pub(super) fn any(field: Expr, family: Family) -> Expr {
+    let mask = address(unsure_key(family));
+    Expr {
+        text: format!("{} & {}", field.text, mask.text),
+        json: binary(BinaryOperation::AND(field.json, mask.json)),
     }
 }
 

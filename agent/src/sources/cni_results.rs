@@ -11,7 +11,7 @@ mod folder;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -24,6 +24,7 @@ use self::cached::Attachment;
 use self::folder::{Folder, Read};
 pub use self::folder::{Ignored, MAX_FILES, MAX_SIZE};
 use crate::metrics::ResultMetrics;
+use crate::unsure::Assigned;
 
 /// How often to look whether the directory is there, and still the same one.
 const LOOK: Duration = Duration::from_secs(1);
@@ -36,6 +37,8 @@ pub struct CniResults {
     look_at: Instant,
     attachments: BTreeMap<OsString, Attachment>,
     metrics: ResultMetrics,
+    /// The directory was there at the last look.
+    found: bool,
     complained: bool,
 }
 
@@ -48,6 +51,7 @@ impl CniResults {
             look_at: Instant::now() + LOOK,
             attachments: BTreeMap::new(),
             metrics,
+            found: false,
             complained: false,
         };
         results.look();
@@ -88,13 +92,16 @@ impl CniResults {
         }
     }
 
-    /// The addresses of the pods, each address with the one pod that it was given to last.
-    pub fn addresses(&self) -> BTreeMap<PodUid, BTreeSet<PodIp>> {
-        let mut addresses: BTreeMap<PodUid, BTreeSet<PodIp>> = BTreeMap::new();
-        for (ip, (_, uid)) in self.owners() {
-            addresses.entry(uid).or_default().insert(ip);
+    /// All addresses, each with the one pod that it was given to last; `None` without a directory.
+    pub fn addresses(&self) -> Option<Assigned> {
+        let owners = self.owners();
+        let all = self.attachments.values().flat_map(|attachment| &attachment.ips);
+        let others = all.filter(|ip| !owners.contains_key(*ip)).copied().collect();
+        let mut addresses = Assigned { pods: BTreeMap::new(), others };
+        for (ip, (_, uid)) in owners {
+            addresses.pods.entry(uid).or_default().insert(ip);
         }
-        addresses
+        self.found.then_some(addresses)
     }
 
     /// Since when the pods have their addresses; the latest time of those of a pod.
@@ -129,6 +136,7 @@ impl CniResults {
                 info!("addresses of new pods are learnt from {directory}");
                 self.complained = false;
                 self.folder = Some(folder);
+                self.found = true;
                 self.attachments.clear();
                 self.take_in(read);
                 true
@@ -141,6 +149,7 @@ impl CniResults {
                     );
                 }
                 self.folder = None;
+                self.found = false;
                 false
             }
         }

@@ -50,7 +50,7 @@ pub(super) struct Memory {
     /// Tables and pods were seen after this transaction of anybody's.
     generation: u32,
     /// In which set of which table the pods are that were seen, by their numbers.
-    holders: [Option<(u64, u64)>; 4],
+    holders: [Option<(u64, u64)>; 6],
 }
 
 impl Default for Memory {
@@ -64,7 +64,7 @@ impl Default for Memory {
             filters_seen: BTreeSet::new(),
             doubted: View::ALL.into(),
             generation: 0,
-            holders: [None; 4],
+            holders: [None; 6],
         }
     }
 }
@@ -211,11 +211,13 @@ impl Memory {
         let pods = &mut self.observed.pods;
         if anew(main) {
             pods.vips.clear();
+            pods.known.clear();
+            pods.unsure = Default::default();
         }
         if anew(guard) {
             pods.guarded.clear();
         }
-        let is_anew = |set: PodSet| anew(if set.is_map() { main } else { guard });
+        let is_anew = |set: PodSet| anew(if set.is_main() { main } else { guard });
         pods.strays.retain(|stray| !is_anew(stray.set));
         for (at, set) in PodSet::ALL.into_iter().enumerate() {
             if is_anew(set) {
@@ -236,7 +238,7 @@ impl Memory {
 
     /// Which set in which table it is that holds these pods, by their numbers.
     fn holder(&self, set: PodSet) -> Option<(u64, u64)> {
-        let table = if set.is_map() { &self.observed.main } else { &self.observed.guard };
+        let table = if set.is_main() { &self.observed.main } else { &self.observed.guard };
         let table = table.as_ref()?;
         Some((table.handle, table.contents.get(set.name())?.handle))
     }
@@ -246,7 +248,7 @@ impl Memory {
     fn contents_differ(&self) -> bool {
         let counts = self.observed.pods.counts();
         PodSet::ALL.into_iter().zip(self.holders).any(|(set, holder)| {
-            let table = if set.is_map() { &self.observed.main } else { &self.observed.guard };
+            let table = if set.is_main() { &self.observed.main } else { &self.observed.guard };
             let seen = table.as_ref().and_then(|table| table.contents.get(set.name()));
             let count = seen.and_then(|seen| seen.count);
             self.holder(set) != holder

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use agent::kernel::elements::{Action, Elements, ElementsError};
 use agent::pod_tables::{PodChanges, PodTables};
 use agent::pod_tables::{PodSet, PodStray};
+use agent::unsure::Unsure;
 use nix::errno::Errno;
 use serde_json::Value;
 use shared::{PodIp, Vip};
@@ -25,6 +27,7 @@ pub(crate) fn additions(tables: &PodTables) -> PodChanges {
     PodChanges {
         map: tables.vips.iter().map(|(&pod, &vip)| (pod, vip)).collect(),
         guard: tables.guarded.iter().copied().collect(),
+        know: tables.known.iter().copied().collect(),
         ..PodChanges::default()
     }
 }
@@ -57,7 +60,8 @@ fn few() -> PodTables {
             (pod("fd00:244::3"), None),
         ]),
         guarded: BTreeSet::from([pod("10.244.1.2"), pod("10.244.1.9"), pod("fd00:244::9")]),
-        strays: BTreeSet::new(),
+        known: BTreeSet::from([pod("10.244.1.9"), pod("fd00:244::8")]),
+        ..PodTables::default()
     }
 }
 
@@ -65,6 +69,8 @@ fn few() -> PodTables {
 const FEW: &str = "
 add element inet egress pod_vip4 { 10.244.1.2 : 192.0.2.222, 10.244.1.3 : 0.0.0.0 }
 add element inet egress pod_vip6 { fd00:244::2 : fd01::222, fd00:244::3 : :: }
+add element inet egress known4 { 10.244.1.9 }
+add element inet egress known6 { fd00:244::8 }
 add element inet egress-guard mapped4 { 10.244.1.2, 10.244.1.9 }
 add element inet egress-guard mapped6 { fd00:244::9 }
 ";
@@ -130,7 +136,9 @@ fn a_pod_changes_its_vip_in_one_transaction() {
             map: vec![(pod("10.244.1.2"), Some(vip("192.0.2.1"))), (pod("fd00:244::4"), None)],
             unguard: vec![pod("10.244.1.9"), pod("fd00:244::9")],
             guard: vec![pod("fd00:244::4")],
-            strays: Vec::new(),
+            disown: vec![pod("fd00:244::8")],
+            know: vec![pod("10.244.1.7")],
+            ..PodChanges::default()
         };
         elements.apply(&changes).unwrap();
         let mut expected = few();
@@ -138,7 +146,42 @@ fn a_pod_changes_its_vip_in_one_transaction() {
         expected.vips.remove(&pod("fd00:244::2"));
         expected.vips.insert(pod("fd00:244::4"), None);
         expected.guarded = [pod("10.244.1.2"), pod("fd00:244::4")].into();
+        expected.known = [pod("10.244.1.7"), pod("10.244.1.9")].into();
         assert_eq!(elements.dump().unwrap(), expected);
+    });
+}
+
+#[test]
+fn unknown_pods_are_held_until_told_otherwise_or_the_time_is_over() {
+    in_namespace(|| {
+        nft(SCHEMA);
+        let mut elements = Elements::open(names()).unwrap();
+        let mut unsure = |unsure| {
+            let changes = PodChanges { unsure: Some(unsure), ..PodChanges::default() };
+            elements.apply(&changes).unwrap();
+            elements.dump().unwrap().unsure
+        };
+        let later = |seconds| Instant::now() + Duration::from_secs(seconds);
+        assert_eq!(unsure(Unsure::Always), [Unsure::Always; 2]);
+        for (seconds, again) in [(30, 5), (5, 60)] {
+            for seconds in [seconds, again] {
+                let end = later(seconds);
+                for seen in unsure(Unsure::Until(end)) {
+                    let Unsure::Until(seen) = seen else { panic!("{seen:?}") };
+                    let off = seen.max(end) - seen.min(end);
+                    assert!(off < Duration::from_millis(500), "off by {off:?}");
+                }
+            }
+        }
+        assert_eq!(unsure(Unsure::No), [Unsure::No; 2]);
+        assert_eq!(unsure(Unsure::No), [Unsure::No; 2]);
+        unsure(Unsure::Until(Instant::now() + Duration::from_millis(50)));
+        let mut gone = || elements.dump().unwrap().unsure == [Unsure::No; 2];
+        let deadline = later(20);
+        while !gone() {
+            assert!(Instant::now() < deadline, "it does not go by itself");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     });
 }
 

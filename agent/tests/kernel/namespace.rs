@@ -57,6 +57,10 @@ pub(crate) const SCHEMA: &str = "
 table inet egress {
   map pod_vip4 { type ipv4_addr : ipv4_addr; }
   map pod_vip6 { type ipv6_addr : ipv6_addr; }
+  set known4 { type ipv4_addr; size 16384; }
+  set known6 { type ipv6_addr; size 16384; }
+  set unsure4 { type ipv4_addr; flags timeout; timeout 3s; size 16; }
+  set unsure6 { type ipv6_addr; flags timeout; timeout 3s; size 16; }
 }
 table inet egress-guard {
   set mapped4 { type ipv4_addr; }

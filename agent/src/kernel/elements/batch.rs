@@ -1,6 +1,7 @@
 //! One transaction that changes elements: how it is laid out, and whose fault a refusal is.
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REQUEST};
 use netlink_packet_netfilter::nftables::NfTablesMessageType;
@@ -8,11 +9,13 @@ use shared::{PodIp, Vip};
 
 use super::{
     Action, CATCH_ALL, DATA, ELEMENT, ElementsError, FLAGS, INET, KEY, LIST_ELEMENTS, LIST_SET,
-    LIST_TABLE, NFTABLES, VALUE, address, kind,
+    LIST_TABLE, NFTABLES, TIMEOUT, VALUE, address, kind,
 };
 use crate::kernel::nfnetlink::{Messages, Nfnetlink, Refusal, find, value};
 use crate::pod_tables::{PodChanges, PodSet, PodStray};
-use crate::ruleset::TableNames;
+use crate::routing::Family;
+use crate::ruleset::{TableNames, unsure_key};
+use crate::unsure::Unsure;
 
 /// An attribute holds less than 64 KiB; the largest element, v6 to v6, takes 52 bytes.
 const ELEMENTS_PER_MESSAGE: usize = 1200;
@@ -29,7 +32,7 @@ pub(super) struct Batch<'a> {
 impl<'a> Batch<'a> {
     /// Removals first, so that a pod can be removed with its old VIP and added with its new one.
     pub(super) fn of(changes: &PodChanges, names: &'a TableNames, begun: Messages) -> Self {
-        let PodChanges { unmap, map, unguard, guard, strays } = changes;
+        let PodChanges { unmap, map, unguard, guard, disown, know, unsure, strays } = changes;
         let mut batch = Self { names, messages: begun, contents: Vec::new(), elements: 0 };
         for set in PodSet::ALL {
             batch.put(Action::Remove, set, strays.iter().filter(|stray| stray.set == set), raw);
@@ -38,13 +41,52 @@ impl<'a> Batch<'a> {
         batch.put(Action::Remove, PodSet::Vip6, v6(unmap), pod);
         batch.put(Action::Remove, PodSet::Mapped4, v4(unguard), pod);
         batch.put(Action::Remove, PodSet::Mapped6, v6(unguard), pod);
+        batch.put(Action::Remove, PodSet::Known4, v4(disown), pod);
+        batch.put(Action::Remove, PodSet::Known6, v6(disown), pod);
         batch.put(Action::Add, PodSet::Vip4, map.iter().filter(|(pod, _)| pod.is_ipv4()), pod_vip);
         batch.put(Action::Add, PodSet::Vip6, map.iter().filter(|(pod, _)| !pod.is_ipv4()), pod_vip);
         batch.put(Action::Add, PodSet::Mapped4, v4(guard), pod);
         batch.put(Action::Add, PodSet::Mapped6, v6(guard), pod);
         batch.put(Action::Add, PodSet::Leaving4, v4(unguard), pod);
         batch.put(Action::Add, PodSet::Leaving6, v6(unguard), pod);
+        batch.put(Action::Add, PodSet::Known4, v4(know), pod);
+        batch.put(Action::Add, PodSet::Known6, v6(know), pod);
+        if let Some(unsure) = unsure {
+            batch.put_unsure(*unsure);
+        }
         batch
+    }
+
+    /// Whatever is there goes, if it has not gone by itself.
+    fn put_unsure(&mut self, unsure: Unsure) {
+        let millis = match unsure {
+            Unsure::No => None,
+            Unsure::Until(end) => {
+                let left = end.saturating_duration_since(Instant::now()).as_millis();
+                Some(u64::try_from(left).unwrap_or(u64::MAX).max(1))
+            }
+            // No time at all is none that ends.
+            Unsure::Always => Some(0),
+        };
+        for (family, set) in Family::ALL.into_iter().zip([PodSet::Unsure4, PodSet::Unsure6]) {
+            self.begin(Action::Remove, set);
+            let Some(millis) = millis else { continue };
+            self.put(Action::Add, set, [unsure_key(family)].iter(), |messages, key| {
+                put_address(messages, KEY, *key);
+                messages.attribute(TIMEOUT, &millis.to_be_bytes());
+            });
+        }
+    }
+
+    fn begin(&mut self, action: Action, set: PodSet) {
+        let (message, flags) = match action {
+            Action::Add => (NfTablesMessageType::NewSetElement, NLM_F_REQUEST | NLM_F_CREATE),
+            Action::Remove => (NfTablesMessageType::DeleteSetElement, NLM_F_REQUEST),
+        };
+        self.messages.message(kind(message), flags, INET, 0);
+        self.messages.text(LIST_TABLE, set.table(self.names));
+        self.messages.text(LIST_SET, set.name());
+        self.contents.push((action, set));
     }
 
     pub(super) fn commit(self, netfilter: &mut Nfnetlink) -> Result<(), ElementsError> {
@@ -75,13 +117,7 @@ impl<'a> Batch<'a> {
     ) {
         let mut elements = elements.peekable();
         while elements.peek().is_some() {
-            let (message, flags) = match action {
-                Action::Add => (NfTablesMessageType::NewSetElement, NLM_F_REQUEST | NLM_F_CREATE),
-                Action::Remove => (NfTablesMessageType::DeleteSetElement, NLM_F_REQUEST),
-            };
-            self.messages.message(kind(message), flags, INET, 0);
-            self.messages.text(LIST_TABLE, set.table(self.names));
-            self.messages.text(LIST_SET, set.name());
+            self.begin(action, set);
             let list = self.messages.nest(LIST_ELEMENTS);
             for element in elements.by_ref().take(ELEMENTS_PER_MESSAGE) {
                 let nest = self.messages.nest(ELEMENT);
@@ -90,7 +126,6 @@ impl<'a> Batch<'a> {
                 self.elements += 1;
             }
             self.messages.end(list);
-            self.contents.push((action, set));
         }
     }
 }

@@ -211,8 +211,10 @@ fn flush_pods(pods: &mut crate::pod_tables::PodTables, of_guard: bool) {
         pods.guarded.clear();
     } else {
         pods.vips.clear();
+        pods.known.clear();
+        pods.unsure = Default::default();
     }
-    pods.strays.retain(|stray| stray.set.is_map() == of_guard);
+    pods.strays.retain(|stray| stray.set.is_main() == of_guard);
 }
 
 fn strike_chains(table: &mut ModelTable, damage: &ToTable) {

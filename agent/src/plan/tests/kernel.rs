@@ -246,11 +246,13 @@ impl Kernel {
         let new = [changed(&self.main, main)?, changed(&self.guard, guard)?];
         if matches!(main, Some(TableChange::Replace(_))) {
             self.pods.vips.clear();
-            self.pods.strays.retain(|stray| !stray.set.is_map());
+            self.pods.known.clear();
+            self.pods.unsure = Default::default();
+            self.pods.strays.retain(|stray| !stray.set.is_main());
         }
         if matches!(guard, Some(TableChange::Replace(_))) {
             self.pods.guarded.clear();
-            self.pods.strays.retain(|stray| stray.set.is_map());
+            self.pods.strays.retain(|stray| stray.set.is_main());
         }
         for (index, new) in new.into_iter().enumerate() {
             if let Some(new) = new {
@@ -262,16 +264,18 @@ impl Kernel {
     }
 
     fn change_pods(&mut self, changes: &PodChanges) -> Result<(), String> {
-        let PodChanges { unmap, map, unguard, guard, strays } = changes;
+        let PodChanges { unmap, map, unguard, guard, disown, know, unsure, strays } = changes;
         let there = |table: &Option<ModelTable>, untouched: bool| untouched || table.is_some();
         let removable = unmap.iter().all(|pod| self.pods.vips.contains_key(pod))
             && unguard.iter().all(|pod| self.pods.guarded.contains(pod))
+            && disown.iter().all(|pod| self.pods.known.contains(pod))
             && strays.iter().all(|stray| self.pods.strays.contains(stray));
         // An element that is there may be added again, but not with other data.
         let addable = map.iter().all(|(pod, vip)| {
             unmap.contains(pod) || self.pods.vips.get(pod).is_none_or(|seen| seen == vip)
         });
-        if !there(&self.main, unmap.is_empty() && map.is_empty())
+        let vouches = !disown.is_empty() || !know.is_empty() || unsure.is_some();
+        if !there(&self.main, unmap.is_empty() && map.is_empty() && !vouches)
             || !there(&self.guard, unguard.is_empty() && guard.is_empty())
             || !removable
             || !addable

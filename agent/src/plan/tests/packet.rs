@@ -11,6 +11,7 @@ use shared::PodIp;
 
 use super::kernel::{ModelChain, ModelTable};
 use crate::pod_tables::PodTables;
+use crate::unsure::Unsure;
 
 /// What connection tracking knows of a connection that a pod has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,11 +198,15 @@ impl<'a> Words<'a, '_> {
             match self.peek() {
                 "&" | "|" => {
                     let and = self.next() == "&";
-                    let (Value::Number(left), Value::Number(right)) = (&value, self.operand()?)
-                    else {
-                        panic!("bits of {value:?}")
+                    value = match (&value, self.operand()?) {
+                        (Value::Number(left), Value::Number(right)) => {
+                            Value::Number(if and { left & right } else { left | right })
+                        }
+                        (Value::Addr(_), Value::Addr(mask)) if and && mask.is_unspecified() => {
+                            Value::Addr(mask)
+                        }
+                        _ => panic!("bits of {value:?}"),
                     };
-                    value = Value::Number(if and { left & right } else { left | right });
                 }
                 "map" => {
                     self.skip("map");
@@ -301,6 +306,17 @@ impl<'a> Words<'a, '_> {
                 self.next();
                 let Value::Addr(addr) = value else { panic!("pods have addresses, not {value:?}") };
                 PodIp::try_from(*addr).is_ok_and(|pod| self.around.pods.guarded.contains(&pod))
+            }
+            "@known4" | "@known6" => {
+                self.next();
+                let Value::Addr(addr) = value else { panic!("pods have addresses, not {value:?}") };
+                PodIp::try_from(*addr).is_ok_and(|pod| self.around.pods.known.contains(&pod))
+            }
+            "@unsure4" | "@unsure6" => {
+                self.next();
+                let Value::Addr(addr) = value else { panic!("nothing is asked by {value:?}") };
+                assert!(addr.is_unspecified());
+                self.around.pods.unsure[usize::from(addr.is_ipv6())] != Unsure::No
             }
             // Nothing of this model is on its way for so long.
             "@leaving4" | "@leaving6" => {

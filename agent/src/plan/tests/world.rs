@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use proptest::collection::{btree_map, hash_set};
+use proptest::collection::{btree_map, btree_set, hash_set};
 use proptest::prelude::*;
 use proptest::sample::select;
 use shared::{ClusterNetworks, Mappings, PodIp, RouteId, Vip};
@@ -15,6 +15,7 @@ use crate::desired::{Desired, Settings, desired, ruleset_input};
 use crate::node_facts::{Link, LocalAddress, NodeFacts, OnLink, Routed};
 use crate::routing::Device;
 use crate::ruleset::Ruleset;
+use crate::unsure::{Unsure, Vouched};
 
 const VIPS: [&str; 6] = [
     "192.168.122.221",
@@ -50,6 +51,7 @@ pub(super) struct World {
     pub(super) mappings: Mappings,
     pub(super) facts: NodeFacts,
     pub(super) settings: Settings,
+    pub(super) vouched: Vouched,
 }
 
 /// What differs between worlds, briefly: failures print two of them.
@@ -64,7 +66,8 @@ impl fmt::Debug for World {
             None => format!("{pod} held"),
         });
         f.debug_list().entries(vips).entries(pods).finish()?;
-        write!(f, " pod subnets {:?}", self.mappings.networks().pod_subnets())
+        write!(f, " pod subnets {:?}", self.mappings.networks().pod_subnets())?;
+        write!(f, " {:?}", self.vouched)
     }
 }
 
@@ -74,7 +77,9 @@ impl World {
     }
 
     pub(super) fn desired<'a>(&'a self, ruleset: &'a Ruleset) -> Desired<'a> {
-        desired(&self.mappings, &self.facts, &self.settings, ruleset)
+        let mut desired = desired(&self.mappings, &self.facts, &self.settings, ruleset);
+        desired.vouched = &self.vouched;
+        desired
     }
 
     pub(super) fn local(&self) -> BTreeSet<IpAddr> {
@@ -143,10 +148,18 @@ pub(super) fn worlds() -> impl Strategy<Value = World> {
     let pod = select(&PODS).prop_map(|pod| pod.parse::<PodIp>().unwrap());
     let vip_of_pod = prop_oneof![1 => Just(None), 6 => vip().prop_map(Some)];
     let interface = prop_oneof![5 => Just(None), 1 => Just(Some("eth1".to_owned()))];
-    (btree_map(vip(), id, 0..5), btree_map(pod, vip_of_pod, 0..7), networks(), facts(), interface)
-        .prop_map(|(vips, pods, networks, facts, interface)| World {
+    let pods = btree_map(pod, vip_of_pod, 0..7);
+    let unsure = prop_oneof![4 => Just(Unsure::No), 1 => Just(Unsure::Always)];
+    let vouched = (btree_set(select(&PODS), 0..4), unsure).prop_map(|(known, unsure)| Vouched {
+        known: known.into_iter().map(|pod| pod.parse().unwrap()).collect(),
+        unsure,
+    });
+    (btree_map(vip(), id, 0..5), pods, networks(), facts(), interface, vouched).prop_map(
+        |(vips, pods, networks, facts, interface, vouched)| World {
             mappings: Mappings::new(vips, pods, networks).0,
             facts,
             settings: Settings { interface, ..Settings::default() },
-        })
+            vouched,
+        },
+    )
 }

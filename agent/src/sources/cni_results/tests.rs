@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -32,7 +33,7 @@ fn lines(results: &CniResults) -> Vec<String> {
         let ips: Vec<String> = ips.iter().map(ToString::to_string).collect();
         format!("{uid} {}", ips.join(","))
     };
-    results.addresses().into_iter().map(line).collect()
+    results.addresses().unwrap_or_default().pods.into_iter().map(line).collect()
 }
 
 /// Waits until the results say that.
