@@ -8,14 +8,17 @@
 //! The first node of each VIP is, in this order: the preferred one; the one that holds it; the one
 //! that was first before; the one with the fewest. VIPs that may move are then spread evenly: those
 //! that no usual node holds, and those that may move although they are fine ([`Vip::movable`]).
-//! The nodes after the first are in an order of the VIP's own, so that the VIPs of a lost node
-//! spread over all that are left.
+//! The second node is the one that takes the VIP when the first is lost: chosen so that the VIPs of
+//! any one node that is lost spread evenly over all that are left. The nodes after that are in an
+//! order of the VIP's own.
 
-use std::cmp::Reverse;
+mod balance;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use shared::Vip as Address;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use self::balance::{Load, Places, even_out, settle};
 
 /// How many nodes are named for a VIP: with more, the object would outgrow its limit of 1 MiB.
 pub const MOST: usize = 32;
@@ -50,12 +53,21 @@ pub fn candidates(
     nodes: &Nodes<'_>,
     published: &BTreeMap<Address, Vec<String>>,
 ) -> BTreeMap<Address, Vec<String>> {
-    let first = spread(vips, nodes, published);
+    let [usual, spare, emptied] = [&nodes.usual, &nodes.spare, &nodes.emptied].map(Places::of);
+    let firsts = spread(vips, nodes, &usual, published);
+    let seconds = seconds(&firsts, &usual, published);
     let list = |(&address, vip): (&Address, &Vip<'_>)| {
-        let first = first.get(&address).copied();
-        let names = match first.filter(|first| is_to_move(vip, first, nodes)) {
-            Some(target) => vec![target],
-            None => all(address, vip, first, nodes),
+        let names = match firsts.get(&address).map(|first| usual.name(*first)) {
+            Some(first) if is_to_move(vip, first, nodes) => vec![first],
+            Some(_) | None => {
+                let foremost = [&firsts, &seconds].into_iter().filter_map(|of| of.get(&address));
+                let mut names = usual.best(address, &foremost.copied().collect::<Vec<_>>(), MOST);
+                names.extend(spare.best(address, &[], MOST - names.len()));
+                if names.is_empty() {
+                    names = emptied.best(address, &[], MOST);
+                }
+                with_holder(names, vip, nodes)
+            }
         };
         (address, names.into_iter().map(str::to_owned).collect())
     };
@@ -70,24 +82,10 @@ fn is_to_move(vip: &Vip<'_>, first: &str, nodes: &Nodes<'_>) -> bool {
     asked && holder.is_some_and(|holder| holder != first) && nodes.in_sync.contains(first)
 }
 
-/// Every node that may hold the VIP, best first, at most [`MOST`].
-fn all<'a>(
-    address: Address,
-    vip: &Vip<'a>,
-    first: Option<&'a str>,
-    nodes: &Nodes<'a>,
-) -> Vec<&'a str> {
-    let Nodes { usual, in_sync: _, spare, emptied } = nodes;
-    let mut names: Vec<&str> = first.into_iter().collect();
-    names.extend(best(address, usual.iter().copied().filter(|&node| Some(node) != first)));
-    names.extend(best(address, spare.iter().copied()));
-    if names.is_empty() {
-        names = best(address, emptied.iter().copied());
-    }
-    let holder = vip.holder.filter(|holder| usual.contains(holder) || spare.contains(holder));
-    names.truncate(MOST);
-    if let Some(holder) = holder.filter(|holder| !names.contains(holder)) {
-        // It is fine where it is.
+/// The node that holds it is fine where it is, though it may not be among the best.
+fn with_holder<'a>(mut names: Vec<&'a str>, vip: &Vip<'a>, nodes: &Nodes<'_>) -> Vec<&'a str> {
+    let may = |holder: &&str| nodes.usual.contains(holder) || nodes.spare.contains(holder);
+    if let Some(holder) = vip.holder.filter(may).filter(|holder| !names.contains(holder)) {
         names.truncate(MOST - 1);
         names.push(holder);
     }
@@ -95,105 +93,81 @@ fn all<'a>(
 }
 
 /// The first node of each VIP, if there are usual ones.
-fn spread<'a>(
-    vips: &BTreeMap<Address, Vip<'a>>,
-    nodes: &Nodes<'a>,
+fn spread(
+    vips: &BTreeMap<Address, Vip<'_>>,
+    nodes: &Nodes<'_>,
+    usual: &Places<'_>,
     published: &BTreeMap<Address, Vec<String>>,
-) -> BTreeMap<Address, &'a str> {
-    let mut loads: BTreeMap<&str, Load> =
-        nodes.usual.iter().map(|&node| (node, Load::default())).collect();
-    let mut homeless = Vec::new();
+) -> BTreeMap<Address, usize> {
+    let mut loads: Vec<Load> = usual.all().map(|_| Load::default()).collect();
+    let (mut firsts, mut homeless) = (BTreeMap::new(), Vec::new());
     for (&address, vip) in vips {
         let Vip { holder, preferred, movable } = *vip;
         let names = published.get(&address).map_or(&[][..], Vec::as_slice);
-        let before = names.first().and_then(|name| nodes.usual.get(name.as_str()).copied());
-        let usual = |node: &&str| nodes.usual.contains(node);
+        let before = names.first().and_then(|name| usual.find(name));
         let under_way = names.len() == 1;
         // A node that holds it and does not do its work is none to prefer to the one before.
-        let holder = holder.filter(|node| nodes.in_sync.contains(node) || before == Some(*node));
-        let (place, stays) = match (preferred.filter(usual), holder.filter(usual)) {
+        let works = |node: &usize| nodes.in_sync.contains(usual.name(*node));
+        let holder = holder.and_then(|holder| usual.find(holder));
+        let holder = holder.filter(|node| works(node) || before == Some(*node));
+        let (place, stays) = match (preferred.and_then(|name| usual.find(name)), holder) {
             (Some(preferred), _) => (Some(preferred), true),
             (None, Some(holder)) if !movable => (Some(holder), true),
             // A move that was begun is brought to its end.
             (None, holder) if under_way => (before.or(holder), false),
             (None, holder) => (holder.or(before), false),
         };
-        match place.and_then(|place| loads.get_mut(place)) {
-            Some(load) => load.add(address, stays),
+        match place.and_then(|place| Some((place, loads.get_mut(place)?))) {
+            Some((place, load)) if stays => {
+                load.stay += 1;
+                firsts.insert(address, place);
+            }
+            Some((_, load)) => drop(load.movable.insert(address)),
             None => homeless.push(address),
         }
     }
-    for address in homeless {
-        let dislikes = dislikes(address);
-        let least = loads.iter_mut().min_by_key(|(node, load)| (load.count(), dislikes(node)));
-        if let Some((_, load)) = least {
-            load.add(address, false);
-        }
+    settle(homeless, &mut loads, usual);
+    even_out(&mut loads, usual);
+    for (node, load) in loads.iter().enumerate() {
+        firsts.extend(load.movable.iter().map(|&address| (address, node)));
     }
-    even_out(&mut loads);
-    let firsts = loads.iter().flat_map(|(&node, load)| {
-        load.stay.iter().chain(&load.movable).map(move |&address| (address, node))
-    });
-    firsts.collect()
+    firsts
 }
 
-/// The VIPs of which a node is the first.
-#[derive(Debug, Default)]
-struct Load {
-    stay: BTreeSet<Address>,
-    movable: BTreeSet<Address>,
-}
-
-impl Load {
-    fn count(&self) -> usize {
-        self.stay.len() + self.movable.len()
+/// The second node of each VIP, if there are two usual ones: as if its first were lost, and what is on the others
+/// stayed there. As few as it takes are others than `published`.
+fn seconds(
+    firsts: &BTreeMap<Address, usize>,
+    usual: &Places<'_>,
+    published: &BTreeMap<Address, Vec<String>>,
+) -> BTreeMap<Address, usize> {
+    let mut of_node: BTreeMap<usize, Vec<Address>> = BTreeMap::new();
+    for (&address, &first) in firsts {
+        of_node.entry(first).or_default().push(address);
     }
-
-    fn add(&mut self, address: Address, stays: bool) {
-        if stays { &mut self.stay } else { &mut self.movable }.insert(address);
-    }
-}
-
-/// Moves as few VIPs as it takes from the fullest nodes to the emptiest.
-fn even_out(loads: &mut BTreeMap<&str, Load>) {
-    loop {
-        let fullest = loads
-            .iter()
-            .filter(|(_, load)| !load.movable.is_empty())
-            .max_by_key(|(node, load)| (load.count(), Reverse(**node)));
-        let emptiest = loads.iter().min_by_key(|(node, load)| (load.count(), **node));
-        let (Some((&full, many)), Some((&empty, few))) = (fullest, emptiest) else { return };
-        if many.count() <= few.count() + 1 {
-            return;
-        }
-        let which = many.movable.iter().copied();
-        let Some(address) = which.min_by_key(|&of| (dislikes(of)(empty), of)) else { return };
-        for (node, load) in loads.iter_mut() {
-            if *node == full {
-                load.movable.remove(&address);
-            } else if *node == empty {
-                load.movable.insert(address);
+    let count = |node: usize| of_node.get(&node).map_or(0, Vec::len);
+    let stay: Vec<usize> = usual.all().map(count).collect();
+    let mut seconds = BTreeMap::new();
+    for (&lost, addresses) in &of_node {
+        let load = |(node, stay): (usize, &usize)| Load { lost: node == lost, ..Load::of(*stay) };
+        let mut loads: Vec<Load> = stay.iter().enumerate().map(load).collect();
+        let mut homeless = Vec::new();
+        for &address in addresses {
+            let names = published.get(&address).map_or(&[][..], Vec::as_slice);
+            let mut others = names.iter().take(2).filter_map(|name| usual.find(name));
+            let before = others.find(|node| *node != lost);
+            match before.and_then(|node| loads.get_mut(node)) {
+                Some(load) => drop(load.movable.insert(address)),
+                None => homeless.push(address),
             }
         }
+        settle(homeless, &mut loads, usual);
+        even_out(&mut loads, usual);
+        for (node, load) in loads.iter().enumerate() {
+            seconds.extend(load.movable.iter().map(|&address| (address, node)));
+        }
     }
-}
-
-/// The best of these nodes for the VIP, best first, at most [`MOST`].
-fn best<'a>(address: Address, nodes: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let dislikes = dislikes(address);
-    let mut rated: Vec<_> = nodes.map(|node| (dislikes(node), node)).collect();
-    if rated.len() > MOST {
-        rated.select_nth_unstable(MOST);
-        rated.truncate(MOST);
-    }
-    rated.sort_unstable();
-    rated.into_iter().map(|(_, node)| node).collect()
-}
-
-/// How little each node suits the VIP: numbers that only the two decide.
-fn dislikes(address: Address) -> impl Fn(&str) -> u64 {
-    let seed = xxh3_64(address.to_string().as_bytes());
-    move |node| xxh3_64_with_seed(node.as_bytes(), seed)
+    seconds
 }
 
 #[cfg(test)]
