@@ -97,6 +97,12 @@ impl Bed {
         Some(found["note"].as_str()?.to_owned())
     }
 
+    /// Whether an Event about the VIP has that text.
+    fn is_told(&self, vip: &str, note: &str) -> bool {
+        let events = self.cluster.list("Event", "default").unwrap_or_default();
+        events.iter().any(|event| event["regarding"]["name"] == vip && event["note"] == note)
+    }
+
     fn says(&self, vip: &str, condition: &str, reason: &str, message: &str) {
         let mut last = None;
         self.cluster.eventually(&format!("{condition}: {reason}: {message}"), |cluster| {
@@ -246,6 +252,18 @@ fn a_vip_is_moved_and_a_node_is_drained_on_wish() -> Result<()> {
         bed.told("v", "HolderMoved") == Some(format!("moved from Node {first} to Node {target}"))
             && bed.told("v", "Moving") == Some(moving.clone())
     });
+
+    // Back and here again: each move is told in words of its own.
+    for (from, to) in [(target, first), (first, target)] {
+        cluster.vip("v", &json!({ "ip": VIP, "preferredNode": to }))?;
+        cluster.eventually("only the new target", |_| bed.list(VIP) == [to]);
+        assert_eq!(bed.agree(&mut holders, &[]), 1);
+        bed.report_all(&holders)?;
+        cluster.eventually("an Event", |_| {
+            bed.is_told("v", &format!("moved from Node {from} to Node {to}"))
+        });
+    }
+    bed.says("v", "Placed", "Placed", &format!("it stays on Node {target}"));
 
     // A wish that cannot be fulfilled is told, and nothing moves.
     cluster.vip("v", &json!({ "ip": VIP, "preferredNode": "nowhere" }))?;

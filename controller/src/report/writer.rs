@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client};
@@ -34,6 +35,8 @@ const AT_ONCE: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest text of an Event, in bytes.
 const LONGEST_NOTE: usize = 1000;
+/// How many texts of Events are known again when they are told again.
+const MOST_RECORDERS: usize = 1000;
 
 /// What writes them. Clones share all.
 #[derive(Clone)]
@@ -42,7 +45,8 @@ pub struct Writer {
     namespace: String,
     leadership: Leadership,
     metrics: Metrics,
-    recorder: Recorder,
+    reporter: Reporter,
+    recorders: Arc<Mutex<BTreeMap<String, Recorder>>>,
     confirmed: Arc<Mutex<Confirmed>>,
 }
 
@@ -83,7 +87,8 @@ impl Writer {
         let reporter =
             Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(identity.to_owned()) };
         Self {
-            recorder: Recorder::new(client.clone(), reporter),
+            reporter,
+            recorders: Arc::default(),
             client,
             namespace: namespace.to_owned(),
             leadership,
@@ -207,7 +212,7 @@ impl Writer {
     }
 
     /// Publishes Events; one that is lost is lost, the status says it, too.
-    async fn tell(&self, about: &k8s_openapi::api::core::v1::ObjectReference, notes: &[Note]) {
+    async fn tell(&self, about: &ObjectReference, notes: &[Note]) {
         for Note { tone, reason, message } in notes {
             let name = about.name.as_deref().unwrap_or_default();
             let kind = about.kind.as_deref().unwrap_or_default();
@@ -222,12 +227,25 @@ impl Writer {
                 action: "Resolve".to_owned(),
                 secondary: None,
             };
-            let published = self.recorder.publish(&event, about);
+            let recorder = self.recorder(about, message);
+            let published = recorder.publish(&event, about);
             let bytes = message.len();
             if let Err(error) = self.send(Written::Event, bytes, published).await {
                 warn!("cannot publish an Event about {kind} {name}: {error}");
             }
         }
+    }
+
+    /// One for each text: a recorder counts what has the same reason as one Event, with the text of the first.
+    fn recorder(&self, about: &ObjectReference, message: &str) -> Recorder {
+        let mut recorders = self.recorders.lock().unwrap_or_else(PoisonError::into_inner);
+        if recorders.len() >= MOST_RECORDERS {
+            // Some that are told again are Events of their own then.
+            recorders.clear();
+        }
+        let text = format!("{}: {message}", about.uid.as_deref().unwrap_or_default());
+        let new = || Recorder::new(self.client.clone(), self.reporter.clone());
+        recorders.entry(text).or_insert_with(new).clone()
     }
 
     fn objects(&self, kind: Kind, key: &ObjectKey) -> Api<DynamicObject> {
