@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use shared::Vip;
 
-use crate::routing::Device;
+use crate::routing::{Device, Family};
 
 /// The devices, addresses and neighbourhoods of a node at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +24,20 @@ pub struct NodeFacts {
     /// The networks that are reached through a gateway: pods of other nodes are, by an overlay or
     /// by the nodes themselves.
     pub routed: BTreeSet<Routed>,
+    /// The ways to everywhere else.
+    pub gateways: BTreeSet<Gateway>,
+}
+
+/// A default route of table `main`; the lowest metric counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Gateway {
+    /// Whose packets go this way.
+    pub family: Family,
+    pub metric: u32,
+    /// The index of its device.
+    pub device: u32,
+    /// Who takes them; may be of the other family.
+    pub addr: IpAddr,
 }
 
 /// A route of table `main` that leads through a gateway.
@@ -94,18 +108,7 @@ impl NodeFacts {
         if let Some(name) = forced {
             return self.named(name);
         }
-        self.on_link
-            .iter()
-            .filter(|route| route.network.contains(&vip.addr()))
-            .filter_map(|route| {
-                let link = self.links.get(&route.device)?;
-                (link.up && !link.loopback).then_some((route, &link.device))
-            })
-            .min_by_key(|(route, device)| {
-                (std::cmp::Reverse(route.network.prefix_len()), route.metric, device.index)
-            })
-            .map(|(_, device)| device.clone())
-            .ok_or(NoUplink::NotOnLink { vip })
+        self.link_of(vip.addr()).cloned().ok_or(NoUplink::NotOnLink { vip })
     }
 
     /// Whether this node holds the VIP: see [`holding`](Self::holding).
@@ -132,6 +135,34 @@ impl NodeFacts {
             .filter_map(|route| self.links.get(&route.device))
             .map(|link| link.device.name.clone())
             .collect()
+    }
+
+    /// The default gateway, and the device that leads to it.
+    pub fn gateway(&self, family: Family) -> Option<(&Device, IpAddr)> {
+        let of_family = self.gateways.iter().filter(|gateway| gateway.family == family);
+        let mut up = of_family.filter_map(|gateway| {
+            let link = self.links.get(&gateway.device)?;
+            link.up.then_some((&link.device, gateway.addr))
+        });
+        up.next()
+    }
+
+    /// The device on whose link an address is, if it is on any: the narrowest network wins.
+    pub fn link_of(&self, addr: IpAddr) -> Option<&Device> {
+        let networks = self.on_link.iter().filter(|route| route.network.contains(&addr));
+        let up = networks.filter_map(|route| {
+            let link = self.links.get(&route.device)?;
+            (link.up && !link.loopback).then_some((route, &link.device))
+        });
+        let narrowest = up.min_by_key(|(route, device)| {
+            (std::cmp::Reverse(route.network.prefix_len()), route.metric, device.index)
+        });
+        narrowest.map(|(_, device)| device)
+    }
+
+    /// Whether an address is this node's own.
+    pub fn has(&self, addr: IpAddr) -> bool {
+        self.addresses.iter().any(|address| address.addr == addr && address.usable)
     }
 
     /// Whether there is an interface of this name, up or not.
@@ -209,6 +240,17 @@ mod tests {
             routed: [("10.244.2.0/24", 5), ("198.51.100.128/25", 3), ("fd00:244:2::/64", 5)]
                 .map(|(network, device)| Routed { network: network.parse().unwrap(), device })
                 .into(),
+            gateways: [
+                (Family::V4, 100, 2, "192.0.2.1"),
+                (Family::V4, 50, 4, "192.0.2.65"),
+                (Family::V4, 200, 3, "198.51.100.1"),
+                (Family::V6, 1024, 2, "fe80::1"),
+            ]
+            .map(|(family, metric, device, addr)| {
+                let addr = addr.parse().unwrap();
+                Gateway { family, metric, device, addr }
+            })
+            .into(),
         }
     }
 
@@ -236,6 +278,18 @@ mod tests {
             Some(name) => assert_eq!(found.unwrap().name, name),
             None => assert_eq!(found, Err(NoUplink::NotOnLink { vip: vip(addr) })),
         }
+    }
+
+    #[test]
+    fn the_gateway_is_that_of_the_lowest_metric_whose_device_is_up() {
+        let facts = facts();
+        let gateway = |family| {
+            let (device, addr) = facts.gateway(family).unwrap();
+            format!("{addr} {device}")
+        };
+        assert_eq!(gateway(Family::V4), "192.0.2.1 eth0");
+        assert_eq!(gateway(Family::V6), "fe80::1 eth0");
+        assert_eq!(NodeFacts::default().gateway(Family::V4), None);
     }
 
     #[test]

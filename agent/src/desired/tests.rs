@@ -20,6 +20,7 @@ fn facts(local: &[&str]) -> NodeFacts {
         on_link: [OnLink { network: "192.168.122.0/24".parse().unwrap(), device: 2, metric: 0 }]
             .into(),
         routed: [Routed { network: "10.244.2.0/24".parse().unwrap(), device: 5 }].into(),
+        ..NodeFacts::default()
     }
 }
 

@@ -8,13 +8,13 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteType, RouteVia,
 };
 use nix::errno::Errno;
 
 use super::route_socket::{RequestError, RouteSocket};
 use super::routing::wire::{device_of, metric_of, routes_in_table, wire_family};
-use crate::node_facts::{Link, LocalAddress, NodeFacts, OnLink, Routed};
+use crate::node_facts::{Gateway, Link, LocalAddress, NodeFacts, OnLink, Routed};
 use crate::routing::{Device, Family};
 
 /// The routing table of the addresses that are this machine's.
@@ -68,6 +68,7 @@ pub async fn read_node_facts(socket: &RouteSocket) -> Result<NodeFacts, FactsErr
             routes_in_table(family, RouteHeader::RT_TABLE_MAIN.into(), RouteType::Unicast);
         for message in routes(socket, question).await? {
             if let RouteNetlinkMessage::NewRoute(message) = message {
+                facts.gateways.extend(gateways(family, &message));
                 match way(family, &message) {
                     Some(Way::OnLink(route)) => drop(facts.on_link.insert(route)),
                     Some(Way::Routed(route)) => drop(facts.routed.insert(route)),
@@ -187,6 +188,44 @@ fn way(family: Family, message: &RouteMessage) -> Option<Way> {
         .then(|| Way::OnLink(OnLink { network, device, metric: metric_of(message) }))
 }
 
+/// Whom a default route leads to: several, if it balances.
+fn gateways(family: Family, message: &RouteMessage) -> Vec<Gateway> {
+    let is_default = message.header.destination_prefix_length == 0
+        && message.header.address_family == wire_family(family);
+    if !is_default {
+        return Vec::new();
+    }
+    let metric = metric_of(message);
+    let to = |device, attributes: &[RouteAttribute]| {
+        let addr = attributes.iter().find_map(next_hop)?;
+        Some(Gateway { family, metric, device, addr })
+    };
+    let hops = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    match hops {
+        Some(hops) => {
+            let hop = |hop: &RouteNextHop| to(hop.interface_index, &hop.attributes);
+            hops.iter().filter_map(hop).collect()
+        }
+        None => device_of(message)
+            .and_then(|device| to(device, &message.attributes))
+            .into_iter()
+            .collect(),
+    }
+}
+
+fn next_hop(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(addr)) => Some(IpAddr::V4(*addr)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(addr)) => Some(IpAddr::V6(*addr)),
+        RouteAttribute::Via(RouteVia::Inet(addr)) => Some(IpAddr::V4(*addr)),
+        RouteAttribute::Via(RouteVia::Inet6(addr)) => Some(IpAddr::V6(*addr)),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
@@ -298,6 +337,36 @@ mod tests {
                 let facts = read_node_facts(&socket).await.unwrap();
                 assert_eq!(facts.holding(vip).is_some(), here, "{change}");
             }
+        });
+    }
+
+    #[test]
+    fn default_routes_lead_to_gateways() {
+        in_scratch_netns(|| async {
+            run("ip link add left type veth peer name right; ip link set right up");
+            run("ip link set left up; ip addr add 192.0.2.10/24 dev left");
+            run("ip -6 addr add fd00::10/64 dev left nodad");
+            run("ip route add default via 192.0.2.1 metric 100");
+            run("ip route add default metric 50 nexthop via 192.0.2.2 nexthop via 192.0.2.3");
+            run("ip -4 route add default via inet6 fe80::9 dev left metric 20");
+            run("ip route add default dev right metric 5");
+            run("ip -6 route add default via fe80::1 dev left metric 1024");
+            let facts = read_node_facts(&RouteSocket::open().unwrap()).await.unwrap();
+            let gateways: Vec<_> = facts
+                .gateways
+                .iter()
+                .map(|Gateway { family, metric, device, addr }| {
+                    format!("{family:?} {metric} {} {addr}", facts.links[device].device)
+                })
+                .collect();
+            let expected = [
+                "V4 20 left fe80::9",
+                "V4 50 left 192.0.2.2",
+                "V4 50 left 192.0.2.3",
+                "V4 100 left 192.0.2.1",
+                "V6 1024 left fe80::1",
+            ];
+            assert_eq!(gateways, expected);
         });
     }
 

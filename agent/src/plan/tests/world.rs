@@ -131,6 +131,7 @@ fn facts() -> impl Strategy<Value = NodeFacts> {
             ]
             .into(),
             routed: [routed].into(),
+            ..NodeFacts::default()
         }
     })
 }
