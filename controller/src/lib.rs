@@ -1,5 +1,6 @@
 //! The controller: turns `Vip` and `Egress` objects into the `ConfigMaps` that agents read.
 
+pub mod blocks;
 pub mod candidates;
 pub mod cli;
 pub mod commands;

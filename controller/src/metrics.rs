@@ -11,6 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use shared::Vip;
+use shared::crd::BlocksStatus;
 
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,6 +21,8 @@ pub enum Written {
     Common,
     /// The pods of one node.
     Shard,
+    /// Which nodes have which blocks of a VIP's ports.
+    Blocks,
     /// The object with all pods.
     Aggregate,
     /// The status of one of our resources.
@@ -57,10 +61,22 @@ enum PodState {
     Held,
 }
 
+/// What is the matter with blocks of a VIP's ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum BlockState {
+    /// A node translates with them.
+    Open,
+    /// They wait for their connections to end.
+    Draining,
+    /// They are nobody's.
+    Free,
+}
+
 impl Written {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Common,
         Self::Shard,
+        Self::Blocks,
         Self::Aggregate,
         Self::Status,
         Self::Finalizer,
@@ -80,13 +96,14 @@ macro_rules! label {
 }
 
 label!(Written {
-    Common => "common", Shard => "shard", Aggregate => "aggregate", Status => "status",
+    Common => "common", Shard => "shard", Blocks => "blocks", Aggregate => "aggregate", Status => "status",
     Finalizer => "finalizer", DaemonSet => "daemonset", Event => "event",
 });
 label!(Part {
     Resolve => "resolve", Publish => "publish", NewsToWritten => "news_to_written",
 });
 label!(Kind { Vip => "vip", Egress => "egress", EgressMapper => "egressmapper" });
+label!(BlockState { Open => "open", Draining => "draining", Free => "free" });
 label!(PodState { Mapped => "mapped", Held => "held" });
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -102,6 +119,12 @@ struct ByPart {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByState {
     state: PodState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByBlockState {
+    vip: String,
+    state: BlockState,
 }
 
 /// A verdict's reason is one of a few names that conditions may have.
@@ -120,6 +143,7 @@ pub struct Metrics {
     failures: Family<ByWritten, Counter>,
     objects: Family<ByVerdict, Gauge>,
     pods: Family<ByState, Gauge>,
+    blocks: Family<ByBlockState, Gauge>,
     backlog: Gauge,
     status_backlog: Gauge,
     leads: Gauge,
@@ -144,6 +168,7 @@ impl Metrics {
             failures: Family::default(),
             objects: Family::default(),
             pods: Family::default(),
+            blocks: Family::default(),
             backlog: Gauge::default(),
             status_backlog: Gauge::default(),
             leads: Gauge::default(),
@@ -189,6 +214,11 @@ impl Metrics {
             "pod_addresses",
             "Addresses of pods: mapped to a VIP, or held for want of one",
             metrics.pods.clone(),
+        );
+        registry.register(
+            "vip_blocks",
+            "Blocks of 1024 ports of the VIPs whose path is or was Direct, by what is the matter with them",
+            metrics.blocks.clone(),
         );
         registry.register(
             "news_backlog",
@@ -248,6 +278,22 @@ impl Metrics {
     pub fn mapped(&self, mapped: usize, held: usize) {
         self.pods.get_or_create(&ByState { state: PodState::Mapped }).set(gauge(mapped));
         self.pods.get_or_create(&ByState { state: PodState::Held }).set(gauge(held));
+    }
+
+    /// How the blocks of each VIP are that has any.
+    pub fn blocks(&self, vips: impl IntoIterator<Item = (Vip, BlocksStatus)>) {
+        self.blocks.clear();
+        for (vip, of) in vips {
+            let counts = [
+                (BlockState::Open, of.given - of.draining),
+                (BlockState::Draining, of.draining),
+                (BlockState::Free, of.free),
+            ];
+            for (state, count) in counts {
+                let labels = ByBlockState { vip: vip.to_string(), state };
+                self.blocks.get_or_create(&labels).set(count);
+            }
+        }
     }
 
     /// How many objects there are of each verdict.

@@ -5,6 +5,7 @@ mod verdict;
 
 pub use self::observed::{Node, Observed, Owned, Owner, Pod};
 pub use self::verdict::{
-    EgressReason, EgressVerdict, Finding, HeldReason, InUseReason, MapperReason, MapperVerdict,
-    ObjectKey, PlacedReason, Reason, Resolved, UniqueReason, VipReason, VipVerdict,
+    DirectReason, EgressReason, EgressVerdict, Finding, HeldReason, InUseReason, MapperReason,
+    MapperVerdict, ObjectKey, PathVerdict, PlacedReason, Reason, Resolved, UniqueReason, VipReason,
+    VipVerdict,
 };

@@ -7,6 +7,7 @@
 //! has happened, and the next pass decides anew.
 
 pub mod aggregate;
+mod blocks;
 mod configmaps;
 pub mod patch;
 
@@ -16,15 +17,19 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
-use shared::config_map::{self, NODE_LABEL, PODS_OF_NODE_PREFIX, pods_of_node};
+use shared::config_map::{
+    self, NODE_LABEL, PODS_OF_NODE_PREFIX, VipBlocks, blocks_of_vip, pods_of_node,
+};
 use shared::mappings::Expected;
 use shared::{ClusterNetworks, PodIp, PodUid, RouteId, Vip};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
 use self::aggregate::{TRUNCATED, aggregate};
+pub use self::blocks::PublishedBlocks;
 pub use self::configmaps::{ConfigMaps, is_report, matters};
 use self::patch::{Change, Desired, MANAGED_BY, Scope, change};
+use crate::blocks::Wanted as Blocks;
 use crate::leader::Leadership;
 use crate::metrics::{Metrics, Written};
 use crate::watch::objects::ConfigMapObject;
@@ -52,6 +57,12 @@ pub struct Shard {
 }
 
 impl Shard {
+    /// The VIPs that its pods leave with, or will; one may come several times.
+    pub fn vips(&self) -> impl Iterator<Item = Vip> {
+        let Self { pods, expected } = self;
+        pods.values().copied().flatten().chain(expected.values().flat_map(Expected::vips))
+    }
+
     fn encode(&self) -> BTreeMap<String, String> {
         let Self { pods, expected } = self;
         let mut data = config_map::encode_pods(pods);
@@ -69,6 +80,8 @@ pub struct Wanted {
     pub networks: Option<ClusterNetworks>,
     /// By node; every node that exists has one.
     pub shards: BTreeMap<String, Shard>,
+    /// Which nodes have which blocks of the VIPs' ports; other objects with blocks are let be.
+    pub blocks: BTreeMap<Vip, Blocks>,
 }
 
 /// Not everything is as wanted yet.
@@ -93,6 +106,8 @@ pub struct Publisher {
     metrics: Metrics,
     /// What each shard was last seen to hold, and at which version: those need no look.
     confirmed: BTreeMap<String, (String, Shard)>,
+    /// The same of the objects with blocks.
+    confirmed_blocks: BTreeMap<Vip, (String, VipBlocks)>,
     /// Since when shards belong to no node.
     gone: BTreeMap<String, Instant>,
     aggregate: Due,
@@ -113,6 +128,15 @@ struct Task {
     present: Option<(Option<String>, Option<String>)>,
 }
 
+impl Task {
+    fn new(name: String, kind: Written, change: Change, observed: &ConfigMaps) -> Self {
+        let present = observed
+            .get(&name)
+            .map(|object| (object.metadata.uid.clone(), object.metadata.resource_version.clone()));
+        Self { name, kind, change, present }
+    }
+}
+
 impl Publisher {
     pub fn new(client: Client, namespace: &str, leadership: Leadership, metrics: Metrics) -> Self {
         Self {
@@ -120,6 +144,7 @@ impl Publisher {
             leadership,
             metrics,
             confirmed: BTreeMap::new(),
+            confirmed_blocks: BTreeMap::new(),
             gone: BTreeMap::new(),
             aggregate: Due { at: Instant::now(), pending: true },
         }
@@ -138,10 +163,13 @@ impl Publisher {
         let shards = self.shards(wanted, observed);
         self.carry_out(shards, observed).await?;
         self.confirm(wanted, observed);
+        // Before that a new pod is on the holder's path: it never waits for blocks.
+        let blocks = self.publish_blocks(wanted, observed).await;
         // Only now does no pod name what goes.
         let after = Self::common(wanted, observed, Scope::All);
         self.carry_out(after, observed).await?;
         added?;
+        blocks?;
         self.refresh_aggregate(wanted, observed).await?;
         self.bury(wanted, observed).await
     }
@@ -182,6 +210,44 @@ impl Publisher {
                 task(&name, Written::Shard, &desired, observed, Scope::All)
             })
             .collect()
+    }
+
+    /// The objects with blocks, as what is wanted was decided for: a version that was written
+    /// meanwhile is let be.
+    async fn publish_blocks(
+        &mut self,
+        wanted: &Wanted,
+        observed: &mut ConfigMaps,
+    ) -> Result<(), PublishError> {
+        let mut tasks = Vec::new();
+        let mut deleted = Vec::new();
+        for (&vip, wanted) in &wanted.blocks {
+            let name = blocks_of_vip(vip);
+            let Blocks::Blocks(wanted) = wanted else {
+                deleted.push(name);
+                continue;
+            };
+            let confirmed = self.confirmed_blocks.get(&vip);
+            let version = observed.version(&name);
+            if confirmed.is_some_and(|(at, held)| Some(at) == version && held == wanted) {
+                continue;
+            }
+            if let Some(change) = blocks::to_write(vip, wanted, observed) {
+                tasks.push(Task::new(name, Written::Blocks, change, observed));
+            } else if let Some(version) = version {
+                self.confirmed_blocks.insert(vip, (version.clone(), wanted.clone()));
+            }
+        }
+        self.confirmed_blocks.retain(|vip, _| wanted.blocks.contains_key(vip));
+        let mut outcome = self.carry_out(tasks, observed).await;
+        for name in deleted {
+            let gone = self.delete(&name, observed).await;
+            if gone.is_ok() {
+                info!("deleted {name}: no node has blocks of it since long");
+            }
+            outcome = outcome.and(gone);
+        }
+        outcome
     }
 
     fn confirm(&mut self, wanted: &Wanted, observed: &ConfigMaps) {
@@ -378,16 +444,14 @@ fn task(
 ) -> Option<Task> {
     let present = observed.get(name);
     let change = change(name, desired, present, scope)?;
-    let present = present
-        .map(|object| (object.metadata.uid.clone(), object.metadata.resource_version.clone()));
-    Some(Task { name: name.to_owned(), kind, change, present })
+    Some(Task::new(name.to_owned(), kind, change, observed))
 }
 
-fn labels(node: Option<&str>) -> BTreeMap<String, String> {
+fn labels(node: Option<&str>) -> BTreeMap<String, Option<String>> {
     let ours = (MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned());
     // The value is for people: readers ask for the label, whatever its value.
     let node = node.map(|node| (NODE_LABEL.to_owned(), config_map::label_of_node(node).to_owned()));
-    [ours].into_iter().chain(node).collect()
+    [ours].into_iter().chain(node).map(|(key, value)| (key, Some(value))).collect()
 }
 
 /// The nodes that have an object with pods and are not there.

@@ -19,7 +19,7 @@ mod tally;
 mod tests;
 mod vip_verdicts;
 mod vips;
-mod wording;
+pub(crate) mod wording;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -37,7 +37,7 @@ use self::owners::Owners;
 use self::placement::{Placement, place};
 use self::tally::Tally;
 use self::vip_verdicts::Usage;
-use self::vips::Vips;
+use self::vips::{Accepted, Vips};
 use crate::model::{EgressVerdict, Observed, Resolved};
 
 /// All that follows from what is observed.
@@ -67,7 +67,10 @@ pub fn resolve(observed: &Observed) -> Resolved {
 
     let gateways = Gateways::new(mapper, observed);
     let Placement { candidates, placed } = place(observed, mapper, &gateways, &vips, &usage);
+    let default_path = mapper.and_then(|mapper| mapper.spec.default_path);
+    let path = |of: &Accepted<'_>| of.object.spec.path.or(default_path).unwrap_or_default();
     Resolved {
+        paths: vips.accepted.iter().map(|(&vip, of)| (vip, (key(of.object), path(of)))).collect(),
         route_ids: vips.accepted.iter().map(|(&vip, of)| (vip, of.route_id)).collect(),
         shards,
         expected,

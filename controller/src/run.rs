@@ -3,7 +3,7 @@
 //! One pass is: observe what is known, [`resolve`], publish, hand what there is to report to those
 //! who write it in their own time: mappings never wait for status.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::take;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +13,18 @@ use kube::{Api, Client};
 use shared::config_map;
 use shared::crd::{self, Kind};
 use shared::telemetry::Health;
+use shared::{Vip, VipPath};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
+use crate::blocks::{Allocator, Plan, Situation};
 use crate::leader::Leadership;
 use crate::metrics::{Kind as Judged, Metrics, Part};
 use crate::model::{HeldReason, ObjectKey, Reason, Resolved, UniqueReason, VipVerdict};
-use crate::publish::{PublishError, Publisher, Shard, Wanted};
+use crate::publish::{PublishError, PublishedBlocks, Publisher, Shard, Wanted};
 use crate::report::{Task, Writer, report};
 use crate::resolve::resolve;
 use crate::watch::follow;
@@ -55,6 +57,8 @@ pub struct Controller {
     health: Health,
     /// The last node that held each Vip.
     holders: BTreeMap<ObjectKey, String>,
+    allocator: Allocator,
+    published_blocks: PublishedBlocks,
 }
 
 /// When what is due.
@@ -89,7 +93,6 @@ impl Controller {
         let (reports, told) = watch::channel(Arc::default());
         let writing = tokio::spawn(writer.clone().run(told));
         let world = World::new(namespace);
-        let holders = BTreeMap::new();
         Self {
             client,
             world,
@@ -100,7 +103,9 @@ impl Controller {
             leadership,
             metrics,
             health,
-            holders,
+            holders: BTreeMap::new(),
+            allocator: Allocator::default(),
+            published_blocks: PublishedBlocks::default(),
         }
     }
 
@@ -187,6 +192,8 @@ impl Controller {
         if !leads && due.led {
             info!("does not lead any more, and writes nothing until it does");
             self.reports.send_replace(Arc::default());
+            // Since when things are so counts only while one looks.
+            self.allocator = Allocator::default();
         }
         due.led = leads;
         let is_time = due.at.is_some_and(|at| at <= Instant::now());
@@ -223,7 +230,8 @@ impl Controller {
     async fn pass(&mut self, due: &mut Timetable) -> Result<Option<Instant>, PublishError> {
         let started = Instant::now();
         let mut resolved = resolve(&self.world.observed(Timestamp::now()));
-        let wanted = self.wanted(&mut resolved);
+        let mut wanted = self.wanted(&mut resolved);
+        let replan = self.plan_blocks(&mut resolved, &mut wanted);
         due.effort = started.elapsed();
         self.metrics.took(Part::Resolve, due.effort);
         let started = Instant::now();
@@ -235,7 +243,45 @@ impl Controller {
         let tasks = report(&self.world, &resolved, &confirmed, Timestamp::now());
         self.reports.send_replace(Arc::new(tasks));
         self.tell(&wanted, &resolved);
-        outcome
+        outcome.map(|next| [next, replan].into_iter().flatten().min())
+    }
+
+    /// Who is to have which blocks of ports, and what is said of it; when to look again. Next to
+    /// nothing where no VIP is on the direct path, and none was.
+    fn plan_blocks(&mut self, resolved: &mut Resolved, wanted: &mut Wanted) -> Option<Instant> {
+        self.published_blocks.refresh(&self.world.config_maps);
+        let direct = resolved.paths.iter().filter(|(_, (_, path))| *path == VipPath::Direct);
+        let mut direct: BTreeMap<Vip, BTreeSet<&str>> =
+            direct.map(|(vip, _)| (*vip, BTreeSet::new())).collect();
+        if direct.is_empty() && self.published_blocks.all().next().is_none() {
+            self.metrics.blocks([]);
+            return None;
+        }
+        for (node, shard) in &wanted.shards {
+            for vip in shard.vips() {
+                if let Some(nodes) = direct.get_mut(&vip) {
+                    nodes.insert(node);
+                }
+            }
+        }
+        let nodes = self.world.nodes();
+        let Plan { wanted: blocks, verdicts, next } = self.allocator.plan(&Situation {
+            now: Instant::now(),
+            direct,
+            published: self.published_blocks.all().collect(),
+            nodes: nodes.map(|node| (node.name.as_str(), node.internal.as_slice())).collect(),
+            reports: self.world.uses_of_blocks().collect(),
+        });
+        let counts = verdicts.iter().filter_map(|(&vip, verdict)| Some((vip, verdict.blocks?)));
+        self.metrics.blocks(counts);
+        wanted.blocks = blocks;
+        for (vip, verdict) in verdicts {
+            let object = resolved.paths.get(&vip).and_then(|(key, _)| resolved.vips.get_mut(key));
+            if let Some(object) = object {
+                object.path = Some(verdict);
+            }
+        }
+        next
     }
 
     /// What is to be published, moved out of what was resolved: every node has a share, even if it
@@ -260,6 +306,7 @@ impl Controller {
             // with what they were told.
             networks: (counts || !published).then_some(take(&mut resolved.networks)),
             shards,
+            blocks: BTreeMap::new(),
         }
     }
 

@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
-use shared::config_map::{self, NODE_REPORT_PREFIX, NodeReport};
-use shared::crd;
+use shared::config_map::{
+    self, BlockUse, Decoded, NODE_REPORT_PREFIX, NodeReport, decode_node_report, report_keys,
+};
+use shared::{Vip, crd};
 
 pub use self::convert::{config_map, crd_object, daemon_set, node, owned, pod};
 use crate::model::{Node, ObjectKey, Observed, Owned, Pod};
@@ -100,6 +102,9 @@ pub struct World {
     /// What is published, and what the nodes report.
     pub config_maps: ConfigMaps,
     reports: BTreeMap<String, NodeReport>,
+    /// The nodes of whose reports not all was understood that is about blocks of ports: a block that is
+    /// not named there may be used nevertheless.
+    unclear: BTreeSet<String>,
     pub daemon_sets: BTreeMap<String, SeenDaemonSet>,
     listed: BTreeSet<Kept>,
     labels: Labels,
@@ -198,13 +203,17 @@ impl World {
     }
 
     fn read_reports(&mut self) {
-        let names = self.config_maps.names().filter(|name| is_report(name));
-        let report = |name: &str| {
-            let node = name.strip_prefix(NODE_REPORT_PREFIX)?.to_owned();
-            let data = &self.config_maps.get(name)?.data;
-            Some((node, config_map::decode_node_report(name, data).entries))
-        };
-        self.reports = names.filter_map(report).collect();
+        self.reports.clear();
+        self.unclear.clear();
+        for name in self.config_maps.names_with(NODE_REPORT_PREFIX).filter(|name| is_report(name)) {
+            let node = name.strip_prefix(NODE_REPORT_PREFIX).unwrap_or_default();
+            let Some(object) = self.config_maps.get(name) else { continue };
+            let Decoded { entries, rejected } = decode_node_report(name, &object.data);
+            if rejected.iter().any(|rejected| rejected.key == report_keys::BLOCKS) {
+                self.unclear.insert(node.to_owned());
+            }
+            self.reports.insert(node.to_owned(), entries);
+        }
     }
 
     fn learn_daemon_sets(&mut self, change: Change<SeenDaemonSet>) -> bool {
@@ -268,6 +277,12 @@ impl World {
 
     pub fn reports(&self) -> &BTreeMap<String, NodeReport> {
         &self.reports
+    }
+
+    /// What nodes make of their blocks of ports, as far as it is understood as a whole.
+    pub fn uses_of_blocks(&self) -> impl Iterator<Item = (&str, &BTreeMap<Vip, BlockUse>)> {
+        let clear = self.reports.iter().filter(|(node, _)| !self.unclear.contains(*node));
+        clear.map(|(node, report)| (node.as_str(), &report.blocks))
     }
 }
 

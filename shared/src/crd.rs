@@ -20,7 +20,7 @@ use kube::CustomResourceExt;
 pub use self::egress::{Egress, EgressSpec, EgressStatus, Kind, WhenUnavailable};
 pub use self::egress_mapper::{EgressMapper, EgressMapperSpec, EgressMapperStatus};
 pub use self::selector::LabelSelector;
-pub use self::vip::{Vip, VipSpec, VipStatus};
+pub use self::vip::{BlocksStatus, PathTaken, Vip, VipSpec, VipStatus};
 
 /// The API group of all three.
 pub const GROUP: &str = "egress.mapper.com";

@@ -6,7 +6,11 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How packets of pods leave with their VIP.
+/// How packets of pods leave with their VIP: over the node that holds it (ViaHolder), or translated on
+/// the pod's own node with ports of the VIP that are that node's alone (Direct). A Vip that does not
+/// say it has the defaultPath of the EgressMapper, and that is ViaHolder by default. It can be changed
+/// at any time: connections end on the path that they began on.
+#[expect(clippy::doc_markdown, reason = "kubectl shows it as it is")]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema,
 )]

@@ -104,6 +104,8 @@ pub struct Node {
     pub name: String,
     /// All its addresses (`status.addresses` that are IP addresses).
     pub addresses: Vec<IpAddr>,
+    /// Those of the nodes' own network (type `InternalIP`), in the order they have there.
+    pub internal: Vec<IpAddr>,
     pub labels: BTreeMap<String, String>,
     pub ready: bool,
     pub unschedulable: bool,

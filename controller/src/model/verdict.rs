@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use shared::crd::{egress, egress_mapper, vip};
+use shared::crd::{BlocksStatus, PathTaken, egress, egress_mapper, vip};
 use shared::mappings::Expected;
-use shared::{ClusterNetworks, PodIp, PodUid, RouteId, Vip};
+use shared::{ClusterNetworks, PodIp, PodUid, RouteId, Vip, VipPath};
 
 /// All that follows from what was observed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct Resolved {
     pub expected: BTreeMap<String, BTreeMap<PodUid, Expected>>,
     /// The cluster's own networks.
     pub networks: ClusterNetworks,
+    /// The accepted VIPs, each with its Vip and the path that its pods are to leave on.
+    pub paths: BTreeMap<Vip, (ObjectKey, VipPath)>,
     /// The accepted VIPs and the nodes that may hold each, best first.
     pub candidates: BTreeMap<Vip, Vec<String>>,
     /// What is said of each Vip.
@@ -90,6 +92,25 @@ pub struct VipVerdict {
     pub used_by: Vec<ObjectKey>,
     /// How many pods leave with it.
     pub pods: usize,
+    /// On which path they do, if it is accepted.
+    pub path: Option<PathVerdict>,
+}
+
+/// What is said of the path of a VIP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathVerdict {
+    pub taken: PathTaken,
+    /// Who has how many blocks, where it matters.
+    pub blocks: Option<BlocksStatus>,
+    /// Whether nodes translate on their own; `None` where they neither are to nor were.
+    pub direct: Option<Finding<DirectReason>>,
+}
+
+impl PathVerdict {
+    /// Over the holder, and nothing is left of another path.
+    pub fn via_holder() -> Self {
+        Self { taken: PathTaken::ViaHolder, blocks: None, direct: None }
+    }
 }
 
 /// What is said of an Egress.
@@ -156,6 +177,29 @@ pub enum UniqueReason {
     NoConflict,
     Conflict,
     NotAccepted,
+}
+
+/// Whether nodes translate to a VIP on their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DirectReason {
+    /// Every node with pods of it does.
+    Proven,
+    /// No node has pods of it.
+    NoPods,
+    /// Nodes have blocks and have not yet proven that they can use them.
+    Starting,
+    /// Nodes have no address of the VIP's family.
+    NoAddress,
+    /// There are too few blocks for all nodes.
+    NoFreeBlock,
+    /// A node has used up its ports towards a destination.
+    Exhausted,
+    /// A node's agent does not say what it makes of its blocks.
+    NoAnswer,
+    /// A node says that it cannot use its blocks.
+    NotProven,
+    /// It is not the path any more, and connections are still on it.
+    Draining,
 }
 
 /// Whether Egresses use a Vip.
@@ -276,6 +320,28 @@ impl Reason for InUseReason {
             Self::InUse => "InUse",
             Self::NotInUse => "NotInUse",
             Self::NotAccepted => "NotAccepted",
+        }
+    }
+}
+
+impl Reason for DirectReason {
+    const CONDITION: &'static str = vip::condition::DIRECT_PATH;
+
+    fn holds(self) -> bool {
+        matches!(self, Self::Proven | Self::NoPods)
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Proven => "Proven",
+            Self::NoPods => "NoPods",
+            Self::Starting => "Starting",
+            Self::NoAddress => "NoAddress",
+            Self::NoFreeBlock => "NoFreeBlock",
+            Self::Exhausted => "Exhausted",
+            Self::NoAnswer => "NoAnswer",
+            Self::NotProven => "NotProven",
+            Self::Draining => "Draining",
         }
     }
 }

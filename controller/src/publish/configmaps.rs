@@ -1,11 +1,13 @@
 //! Pure: the `ConfigMaps` of our namespace as they were last seen or written.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use shared::config_map::{
     CANDIDATES, NETWORKS, NODE_REPORT_PREFIX, PODS, PODS_OF_NODE_PREFIX, ROUTE_IDS, VIPS,
 };
 
+use super::blocks::vip_of;
 use crate::watch::objects::ConfigMapObject;
 
 /// The objects that matter here, each in its newest version that is known.
@@ -22,6 +24,7 @@ pub fn matters(name: &str) -> bool {
     [VIPS, ROUTE_IDS, PODS, NETWORKS, CANDIDATES].contains(&name)
         || name.strip_prefix(PODS_OF_NODE_PREFIX).is_some_and(|node| !node.is_empty())
         || is_report(name)
+        || vip_of(name).is_some()
 }
 
 /// Whether an object of that name is the report of a node.
@@ -42,6 +45,13 @@ impl ConfigMaps {
     /// The names of all, ascending.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.objects.keys().map(String::as_str)
+    }
+
+    /// The names that begin so, ascending.
+    pub fn names_with<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        let names = self.objects.range::<str, _>(from).map(|(name, _)| name.as_str());
+        names.take_while(move |name| name.starts_with(prefix))
     }
 
     /// Somebody, perhaps we, has made or changed it; whether that is news.

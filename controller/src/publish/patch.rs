@@ -12,8 +12,8 @@ pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "egress-ma
 /// What an object should hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// The labels that it has to have; others are let be.
-    pub labels: BTreeMap<String, String>,
+    /// The labels that it has to have, or (`None`) must not have; others are let be.
+    pub labels: BTreeMap<String, Option<String>>,
     /// The annotations that it has to have, or (`None`) must not have; others are let be.
     pub annotations: BTreeMap<String, Option<String>>,
     /// All of its data.
@@ -56,7 +56,7 @@ pub fn change(
     let mut patch = Map::new();
     let mut in_metadata = Map::new();
 
-    let wanted = desired.labels.iter().map(|(key, value)| (key, Some(value)));
+    let wanted = desired.labels.iter().map(|(key, value)| (key, value.as_ref()));
     insert(&mut in_metadata, "labels", differences(wanted, labels));
     let wanted = desired.annotations.iter().map(|(key, value)| (key, value.as_ref()));
     insert(&mut in_metadata, "annotations", differences(wanted, annotations));
@@ -85,9 +85,10 @@ pub fn change(
 fn created(name: &str, desired: &Desired) -> ConfigMapObject {
     let present = |(key, value): (&String, &Option<String>)| Some((key.clone(), value.clone()?));
     let annotations: BTreeMap<_, _> = desired.annotations.iter().filter_map(present).collect();
+    let labels: BTreeMap<_, _> = desired.labels.iter().filter_map(present).collect();
     let mut object = ConfigMapObject { data: desired.data.clone(), ..ConfigMapObject::default() };
     object.metadata.name = Some(name.to_owned());
-    object.metadata.labels = Some(desired.labels.clone());
+    object.metadata.labels = Some(labels);
     object.metadata.annotations = (!annotations.is_empty()).then_some(annotations);
     object
 }
@@ -118,7 +119,8 @@ mod tests {
     }
 
     fn desired(data: &[(&str, &str)]) -> Desired {
-        Desired { labels: map(&[MANAGED_BY]), data: map(data), ..Desired::default() }
+        let labels = map(&[MANAGED_BY]).into_iter().map(|(key, value)| (key, Some(value)));
+        Desired { labels: labels.collect(), data: map(data), ..Desired::default() }
     }
 
     fn observed(data: &[(&str, &str)]) -> ConfigMapObject {
@@ -161,17 +163,18 @@ mod tests {
     #[test]
     fn what_a_hand_has_changed_is_put_right_and_what_is_not_ours_is_let_be() {
         let mut object = observed(&[("a", "1")]);
-        object.metadata.labels = Some(map(&[("mine", "yes")]));
+        object.metadata.labels = Some(map(&[("mine", "yes"), ("stale", "z")]));
         object.metadata.annotations = Some(map(&[("kubectl", "x"), ("old", "y")]));
         object.binary_data = vec!["blob".to_owned()];
         let mut wanted = desired(&[("a", "1")]);
         wanted.annotations.insert("old".to_owned(), None);
+        wanted.labels.insert("stale".to_owned(), None);
         assert_eq!(
             patched(&wanted, &object, Scope::All),
             Some(json!({
                 "metadata": {
                     "resourceVersion": "7",
-                    "labels": {"app.kubernetes.io/managed-by": "egress-mapper"},
+                    "labels": {"app.kubernetes.io/managed-by": "egress-mapper", "stale": null},
                     "annotations": {"old": null},
                 },
                 "binaryData": null,

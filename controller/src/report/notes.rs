@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use shared::crd::{self, VipStatus, vip};
 
-use crate::model::{HeldReason, PlacedReason, Reason, UniqueReason, VipVerdict};
+use crate::model::{DirectReason, HeldReason, PlacedReason, Reason, UniqueReason, VipVerdict};
 
 /// How much it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +24,14 @@ impl Note {
     fn of(condition: &Condition) -> Self {
         // A thing that waits for something of the user's is not wrong.
         let reason = condition.reason.as_str();
+        let waits = [
+            "NoMatchingPods",
+            "Progressing",
+            PlacedReason::Moving.as_str(),
+            DirectReason::Draining.as_str(),
+        ];
         let calm = (condition.status == "True" && reason != HeldReason::SeveralHolders.as_str())
-            || ["NoMatchingPods", "Progressing", PlacedReason::Moving.as_str()].contains(&reason);
+            || waits.contains(&reason);
         Self {
             tone: if calm { Tone::Normal } else { Tone::Warning },
             reason: condition.reason.clone(),
@@ -63,6 +69,13 @@ pub fn of_vip(
             PlacedReason::PreferredNodeUnusable.as_str(),
             PlacedReason::NoGateway.as_str(),
             UniqueReason::Conflict.as_str(),
+            DirectReason::Proven.as_str(),
+            DirectReason::NoAddress.as_str(),
+            DirectReason::NoFreeBlock.as_str(),
+            DirectReason::Exhausted.as_str(),
+            DirectReason::NoAnswer.as_str(),
+            DirectReason::NotProven.as_str(),
+            DirectReason::Draining.as_str(),
         ];
         reasons.contains(&note.reason.as_str())
     }));
@@ -74,6 +87,14 @@ pub fn of_vip(
     if conflict(before) && !conflict(after) {
         let message = "no other machine uses it any more".to_owned();
         notes.push(note(Tone::Normal, UniqueReason::NoConflict.as_str(), message));
+    }
+    let drains = |status: &VipStatus| {
+        let is = |condition: &Condition| condition.type_ == vip::condition::DIRECT_PATH;
+        status.conditions.iter().any(is)
+    };
+    if drains(before) && !drains(after) {
+        let message = "no connection is translated by the node of its pod any more".to_owned();
+        notes.push(note(Tone::Normal, "ViaHolder", message));
     }
     match (&before.holder, &after.holder) {
         (was, is) if was == is => {}

@@ -35,6 +35,7 @@ status!(
         vip::condition::IN_USE,
         vip::condition::PLACED,
         vip::condition::UNIQUE,
+        vip::condition::DIRECT_PATH,
     ]
 );
 status!(EgressStatus, &[egress::condition::READY]);
@@ -50,8 +51,18 @@ pub fn ours<S: Status>(mut status: S) -> S {
 
 /// The status of a Vip.
 pub fn of_vip(object: &crd::Vip, verdict: &VipVerdict, now: Timestamp) -> VipStatus {
-    let VipVerdict { accepted, held, in_use, placed, unique, route_id, holder, used_by, pods } =
-        verdict;
+    let VipVerdict {
+        accepted,
+        held,
+        in_use,
+        placed,
+        unique,
+        route_id,
+        holder,
+        used_by,
+        pods,
+        path,
+    } = verdict;
     let generation = object.metadata.generation;
     let mut conditions = present(object.status.as_ref().map(|status| &status.conditions));
     say(&mut conditions, accepted, generation, now);
@@ -59,12 +70,18 @@ pub fn of_vip(object: &crd::Vip, verdict: &VipVerdict, now: Timestamp) -> VipSta
     say(&mut conditions, in_use, generation, now);
     say(&mut conditions, placed, generation, now);
     say(&mut conditions, unique, generation, now);
+    match path.as_ref().and_then(|path| path.direct.as_ref()) {
+        Some(direct) => say(&mut conditions, direct, generation, now),
+        None => conditions.retain(|is| is.type_ != vip::condition::DIRECT_PATH),
+    }
     ours(VipStatus {
         observed_generation: generation,
         routeid: route_id.map(|id| i64::from(id.number())),
         holder: holder.clone(),
         egresses: Some(count(used_by.len())),
         pods: Some(count(*pods)),
+        path: path.as_ref().map(|path| path.taken),
+        blocks: path.as_ref().and_then(|path| path.blocks),
         conditions,
     })
 }

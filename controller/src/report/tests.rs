@@ -69,6 +69,7 @@ fn used(by: &[&str], holder: Option<&str>) -> Resolved {
         holder: holder.map(str::to_owned),
         used_by: by.iter().map(|name| key(name)).collect(),
         pods: 0,
+        path: None,
     };
     Resolved { vips: [(key("v"), verdict)].into(), ..Resolved::default() }
 }

@@ -8,7 +8,8 @@ use super::age::key;
 use super::vips::{Accepted, Refused, Vips};
 use super::wording::listed;
 use crate::model::{
-    Finding, HeldReason, InUseReason, ObjectKey, PlacedReason, UniqueReason, VipReason, VipVerdict,
+    Finding, HeldReason, InUseReason, ObjectKey, PathVerdict, PlacedReason, UniqueReason,
+    VipReason, VipVerdict,
 };
 
 /// Who uses a VIP.
@@ -91,6 +92,7 @@ fn of_accepted(
         holder: accepted.holder.map(str::to_owned),
         used_by,
         pods,
+        path: Some(PathVerdict::via_holder()),
     }
 }
 
@@ -105,5 +107,6 @@ fn of_refused(refused: &Refused<'_>) -> VipVerdict {
         holder: None,
         used_by: Vec::new(),
         pods: 0,
+        path: None,
     }
 }

@@ -8,7 +8,7 @@ pub(super) fn pods(count: usize) -> String {
 }
 
 /// "a, b, c and 2 more".
-pub(super) fn listed(items: impl IntoIterator<Item = impl Display>) -> String {
+pub(crate) fn listed(items: impl IntoIterator<Item = impl Display>) -> String {
     const SHOWN: usize = 3;
     let mut text = String::new();
     let mut hidden = 0;

@@ -152,6 +152,8 @@ pub struct NodeStatus {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeAddress {
+    #[serde(rename = "type")]
+    pub type_: String,
     pub address: String,
 }
 

@@ -45,6 +45,7 @@ pub fn pod(object: PodObject) -> Option<Pod> {
 pub fn node(object: NodeObject) -> Option<Node> {
     let NodeObject { metadata, spec, status } = object;
     let addresses = status.addresses.unwrap_or_default();
+    let internal = addresses.iter().filter(|entry| entry.type_ == "InternalIP");
     let conditions = status.conditions.unwrap_or_default();
     let mut cidrs = spec.pod_cidrs.unwrap_or_default();
     cidrs.extend(spec.pod_cidr.filter(|cidr| !cidrs.contains(cidr)));
@@ -53,6 +54,7 @@ pub fn node(object: NodeObject) -> Option<Node> {
     let cordon = taints.into_iter().find(|taint| taint.key == CORDON).and_then(|of| of.time_added);
     Some(Node {
         name: metadata.name?,
+        internal: internal.filter_map(|entry| entry.address.parse().ok()).collect(),
         addresses: addresses.iter().filter_map(|entry| entry.address.parse().ok()).collect(),
         labels: metadata.labels.unwrap_or_default(),
         ready: conditions.iter().any(|is| is.type_ == "Ready" && is.status == "True"),

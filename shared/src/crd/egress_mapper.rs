@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{LabelSelector, rules};
+use crate::VipPath;
 
 /// The conditions of an `EgressMapper`'s status.
 pub mod condition {
@@ -106,6 +107,9 @@ pub struct EgressMapperSpec {
     /// (the default; only VIPs that no Egress uses move) or Always.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebalance: Option<Rebalance>,
+    /// How packets of pods leave with Vips that do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_path: Option<VipPath>,
     /// How often the holder of a VIP says that it is there, in milliseconds, 10 to 40950.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::rule("self >= 10 && self <= 40950", "advertIntervalMillis must be from 10 to 40950; leave it out for the default"))]

@@ -2,9 +2,11 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::rules;
+use crate::VipPath;
 
 /// The conditions of a Vip's status.
 pub mod condition {
@@ -13,6 +15,7 @@ pub mod condition {
     pub const IN_USE: &str = "InUse";
     pub const PLACED: &str = "Placed";
     pub const UNIQUE: &str = "Unique";
+    pub const DIRECT_PATH: &str = "DirectPath";
 }
 
 /// The finalizer that keeps a Vip while Egresses use it.
@@ -61,6 +64,7 @@ pub const ANY_NAMESPACE: &str = "*";
         json_path = ".spec.preferredNode",
         priority = 1
     ),
+    printcolumn(name = "Path", type_ = "string", json_path = ".status.path", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[schemars(extend("required" = ["ip"]))]
@@ -96,6 +100,37 @@ pub struct VipSpec {
     #[schemars(length(max = 253))]
     #[x_kube(validation = rules::rule("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')", "preferredNode must be the name of a node as kubectl get nodes shows it, or be left out"))]
     pub preferred_node: Option<String>,
+    /// How packets of its pods leave; by default as the EgressMapper's defaultPath says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<VipPath>,
+}
+
+/// How packets of the pods leave now: ViaHolder, Direct, or Mixed when nodes differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum PathTaken {
+    /// All nodes with pods of it send new connections over the node that holds the VIP.
+    ViaHolder,
+    /// All of them translate on their own.
+    Direct,
+    /// Some do the one, some the other.
+    Mixed,
+}
+
+/// The blocks of 1024 of a VIP's ports that nodes have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, KubeSchema)]
+pub struct BlocksStatus {
+    /// How many nodes have blocks.
+    #[serde(default)]
+    pub nodes: i64,
+    /// How many blocks they have.
+    #[serde(default)]
+    pub given: i64,
+    /// How many of these are to be given back and still have connections.
+    #[serde(default)]
+    pub draining: i64,
+    /// How many blocks are nobody's.
+    #[serde(default)]
+    pub free: i64,
 }
 
 /// What is known of a Vip.
@@ -117,8 +152,15 @@ pub struct VipStatus {
     /// How many pods leave with the VIP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<i64>,
-    /// Accepted, Held, InUse, Placed (it is on the node it should be on) and Unique (no other machine
-    /// uses it), each with reason and message.
+    /// How packets of its pods leave now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathTaken>,
+    /// Who has how many blocks of its ports, if any node has some or may have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<BlocksStatus>,
+    /// Accepted, Held, InUse, Placed (it is on the node it should be on), Unique (no other machine
+    /// uses it) and, where it is or was to be so, DirectPath (nodes translate on their own), each
+    /// with reason and message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

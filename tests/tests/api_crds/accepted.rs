@@ -13,6 +13,9 @@ async fn what_the_published_contract_allows_is_accepted() -> Result<()> {
         ("Vip", json!({"ip": "192.168.122.222"})),
         ("Vip", json!({"ip": "2001:DB8::222", "routeid": 252, "namespaces": ["*"]})),
         ("Vip", json!({"ip": "223.255.255.255", "routeid": 1, "namespaces": ["team-a", "b"]})),
+        ("Vip", json!({"ip": "192.168.122.222", "path": "Direct"})),
+        ("Vip", json!({"ip": "192.168.122.222", "path": "ViaHolder"})),
+        ("EgressMapper", json!({"defaultPath": "Direct"})),
         (
             "Egress",
             json!({"ip": "192.168.122.222", "kind": "pod", "namespace": "default", "name": "pod1"}),
