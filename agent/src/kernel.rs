@@ -12,6 +12,8 @@ mod neighbours;
 mod nfnetlink;
 pub mod nft;
 pub mod notifications;
+mod packets;
+pub mod proving;
 pub mod route_socket;
 pub mod routing;
 mod seen;

@@ -1,5 +1,6 @@
 //! What the agent tells Prometheus.
 
+mod direct;
 mod results;
 mod source;
 
@@ -16,6 +17,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+pub use self::direct::{DirectMetrics, OwnPorts, ProofMetrics};
 pub use self::results::ResultMetrics;
 pub use self::source::{SourceMetrics, WatchMetrics};
 

@@ -48,6 +48,8 @@ const FAILURES: u32 = 5;
 const FAILING_FOR: Duration = Duration::from_secs(15);
 /// Later answers count no more.
 pub const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
+/// What is said until then.
+pub const BEING_PROVEN: &str = "being proven";
 /// Before it is said that nobody answers.
 const BEFORE_COMPLAINT: Duration = Duration::from_millis(500);
 /// As many are sent at once, and then not before so much later: gateways answer so many pings only.
@@ -286,7 +288,7 @@ impl Proof {
             Err(why) => return why.to_string(),
         };
         if self.since.is_none_or(|since| now.duration_since(since) < BEFORE_COMPLAINT) {
-            return "being proven".to_owned();
+            return BEING_PROVEN.to_owned();
         }
         if let Some(why) = &self.unsent {
             return why.to_string();

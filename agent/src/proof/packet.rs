@@ -29,6 +29,8 @@ pub const ICMP: u8 = 1;
 pub const ICMPV6: u8 = 58;
 pub const V4_REPLY: u8 = 0;
 pub const V6_REPLY: u8 = 129;
+/// IPv4, and a header without options.
+pub const V4_FIRST_BYTE: u8 = 0x45;
 const V4_REQUEST: u8 = 8;
 const V6_REQUEST: u8 = 128;
 const HOP_LIMIT: u8 = 64;
@@ -44,7 +46,7 @@ pub fn frame(probe: &Probe, tag: Tag, from: Mac, to: Mac) -> Option<Vec<u8>> {
             let mut echo = echo(probe, tag, V4_REQUEST);
             seal(&mut echo, checksum(&[]));
             let length = u16::try_from(offset::V4_HEADER + echo.len()).ok()?;
-            let mut header = vec![0x45, 0];
+            let mut header = vec![V4_FIRST_BYTE, 0];
             header.extend(length.to_be_bytes());
             // id 0, never to be cut into pieces
             header.extend([0, 0, 0x40, 0, HOP_LIMIT, ICMP, 0, 0]);
@@ -78,11 +80,11 @@ pub fn frame(probe: &Probe, tag: Tag, from: Mac, to: Mac) -> Option<Vec<u8>> {
 pub fn answer(packet: &[u8], tag: Tag) -> Option<Answer> {
     let (source, destination, echo, reply) = match packet.first()? >> 4 {
         4 => {
-            let whole_v4 = packet.get(9) == Some(&ICMP) && packet.get(6..8)?[0] & 0x3f == 0;
-            let start = usize::from(packet[0] & 0x0f) * 4;
+            let whole =
+                packet[0] == V4_FIRST_BYTE && packet.get(9)? == &ICMP && packet[6] & 0x3f == 0;
             let source = <[u8; 4]>::try_from(packet.get(12..16)?).ok()?;
             let destination = <[u8; 4]>::try_from(packet.get(16..20)?).ok()?;
-            let echo = packet.get(start..).filter(|_| whole_v4)?;
+            let echo = packet.get(offset::V4_HEADER..).filter(|_| whole)?;
             (IpAddr::from(source), IpAddr::from(destination), echo, V4_REPLY)
         }
         6 => {

@@ -6,5 +6,7 @@
 
 mod conntrack;
 mod elements;
+mod lan;
 mod namespace;
+mod proving;
 mod tables;
