@@ -13,6 +13,7 @@ mod nfnetlink;
 pub mod nft;
 pub mod notifications;
 mod packets;
+pub mod port_counting;
 pub mod proving;
 pub mod route_socket;
 pub mod routing;

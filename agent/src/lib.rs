@@ -12,6 +12,7 @@ pub mod node_facts;
 pub mod node_report;
 pub mod plan;
 pub mod pod_tables;
+pub mod port_use;
 pub mod proof;
 pub mod report;
 pub mod routing;

@@ -10,6 +10,7 @@ use crate::kernel::nfnetlink::{Message, Messages, number, value};
 
 // enum ctattr_type
 pub(super) const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
 pub(super) const MARK: u16 = 8;
 const ID: u16 = 12;
@@ -44,6 +45,8 @@ pub struct Entry<'a> {
     pub source_port: u16,
     /// The other port; 0 where there is none.
     pub destination_port: u16,
+    /// The opener's port or ICMP id as the other side sees it; 0 where there is none.
+    pub translated_port: u16,
     /// The conntrack zone; 0 is the default.
     pub zone: u16,
     /// The kernel's number for it, which an identical later connection does not have.
@@ -74,6 +77,7 @@ impl<'a> Entry<'a> {
             protocol: 0,
             source_port: 0,
             destination_port: 0,
+            translated_port: 0,
             zone: 0,
             id: 0,
             mark: 0,
@@ -88,6 +92,7 @@ impl<'a> Entry<'a> {
                     entry.tuple = Cow::Borrowed(value);
                     entry.take_tuple(value)?;
                 }
+                TUPLE_REPLY => entry.take_reply(value)?,
                 STATUS => entry.status = number(value)?,
                 MARK => entry.mark = number(value)?,
                 ID => entry.id = number(value)?,
@@ -116,6 +121,23 @@ impl<'a> Entry<'a> {
         if self.zone != 0 {
             request.attribute(ZONE, &self.zone.to_be_bytes());
         }
+    }
+
+    /// Answers go to where packets seem to come from.
+    fn take_reply(&mut self, tuple: &[u8]) -> Result<(), DecodeError> {
+        for part in NlasIterator::new(tuple) {
+            let part = part?;
+            if part.kind() != TUPLE_PROTOCOL {
+                continue;
+            }
+            for attribute in NlasIterator::new(value(&part)) {
+                let attribute = attribute?;
+                if matches!(attribute.kind(), DESTINATION_PORT | ICMP_ID | ICMPV6_ID) {
+                    self.translated_port = parse_u16_be(value(&attribute))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn take_tuple(&mut self, tuple: &[u8]) -> Result<(), DecodeError> {
