@@ -9,6 +9,7 @@ use shared::config_map::VIPS;
 use shared::telemetry::LogFormat;
 
 use crate::desired::Settings;
+use crate::direct::Proven;
 use crate::keepalived::config as keepalived;
 use crate::routing::ownership::{DEFAULT_PROTOCOL, DEFAULT_RULE_BASE, DEFAULT_TABLE_BASE};
 use crate::routing::{InvalidOwnership, MarkMask, Ownership};
@@ -140,6 +141,10 @@ pub struct Run {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:9797", value_parser = endpoint,
           env = "EGRESS_LISTEN")]
     pub listen: SocketAddr,
+    /// Use this node's blocks of VIPs on the direct path without proof that answers come back: where
+    /// the network is known to drop no frame for its source address, and nothing answers pings.
+    #[arg(long, env = "ASSUME_DIRECT")]
+    pub assume_direct: bool,
     /// How --dump-rules prints.
     #[arg(long, value_enum, default_value_t = Output::Text, requires = "dump_rules")]
     pub output: Output,
@@ -151,13 +156,15 @@ pub struct Kernel {
     /// The uplink of every VIP; by default the interface with the route to the VIP's subnet.
     #[arg(long, value_name = "IF", env = "INTERFACE_NAME")]
     pub interface: Option<String>,
-    /// The main nft table (family inet); the guard table is called the same with -guard.
+    /// The main nft table (family inet); the guard table is called the same with -guard, and one of
+    /// family netdev, where VIPs take the direct path, just the same.
     #[arg(long, value_name = "NAME", default_value = "egress", value_parser = table_name)]
     pub nft_table: String,
     /// The nft program.
     #[arg(long, value_name = "PROGRAM", default_value = "nft")]
     pub nft: String,
-    /// The mark bits that are ours: eight in a row for the route id, and one more.
+    /// The mark bits that are ours: eight in a row for the route id, and two more; without the last
+    /// one, no VIP takes the direct path here.
     #[arg(long, value_name = "MASK", default_value_t = MarkMask::default(),
           allow_negative_numbers = true)]
     pub mark_mask: MarkMask,
@@ -215,20 +222,21 @@ fn host_name() -> String {
     host.unwrap_or_else(|| "unknown".to_owned())
 }
 
-impl Kernel {
+impl Cli {
     /// What the flags mean; an error when numbers clash with the kernel's own.
     pub fn settings(&self) -> Result<Settings, InvalidOwnership> {
+        let Kernel { route_protocol, rule_base, table_base, mark_mask, interface, .. } =
+            &self.kernel;
         Ok(Settings {
-            ownership: Ownership::new(
-                self.route_protocol,
-                self.rule_base,
-                self.table_base,
-                self.mark_mask,
-            )?,
-            interface: given(self.interface.as_ref()),
+            ownership: Ownership::new(*route_protocol, *rule_base, *table_base, *mark_mask)?,
+            interface: given(interface.as_ref()),
+            node: self.run.node_name(),
+            proven: if self.run.assume_direct { Proven::Assumed } else { Proven::default() },
         })
     }
+}
 
+impl Kernel {
     /// What both tables are called.
     pub fn tables(&self) -> TableNames {
         TableNames::of(&self.nft_table)

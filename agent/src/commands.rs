@@ -118,7 +118,7 @@ fn code(error: &anyhow::Error) -> u8 {
 }
 
 fn carry_out(cli: &Cli) -> anyhow::Result<()> {
-    let settings = cli.kernel.settings()?;
+    let settings = cli.settings()?;
     telemetry::init_logs(cli.log_format)?;
     let runtime = runtime()?;
     if let Some(Command::Keepalived(options)) = &cli.command {
@@ -166,6 +166,7 @@ async fn dump(cli: &Cli, settings: Settings) -> anyhow::Result<Report> {
             routing,
             main: tables.main,
             guard: tables.guard,
+            ingress: tables.ingress,
             pods: kernel.dump_pods()?,
             strict: kernel.strict(ways.iter()),
             places: None,

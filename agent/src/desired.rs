@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use ipnet::IpNet;
-use shared::{Mappings, PodIp, RouteId, Vip};
+use shared::{Block, Mappings, PodIp, RouteId, Vip};
 
+use crate::direct::{Hindrance, Proven, direct_vips};
 use crate::node_facts::{NoUplink, NodeFacts};
 use crate::routing::{Device, Family, Ownership, PolicyRule, Route};
 use crate::ruleset::{Input, Ruleset, capacity};
@@ -29,15 +30,23 @@ pub struct Settings {
     pub ownership: Ownership,
     /// The uplink of every VIP; `None` takes the interface with the route to the VIP's subnet.
     pub interface: Option<String>,
+    /// The name of this node, by which its blocks of VIPs are told from others'.
+    pub node: String,
+    /// The blocks with which the direct path may be taken.
+    pub proven: Proven,
 }
 
 /// Where a VIP is, as seen from this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// Whose connections are bound under this route id.
     pub vip: Vip,
     /// The VIP is an address of this node.
     pub here: bool,
+    /// The blocks of its ports that connections on the direct path may have.
+    pub blocks: BTreeSet<Block>,
+    /// Nodes have blocks of it: who holds it translates with the ports that are left.
+    pub shared: bool,
 }
 
 /// Something an operator should know about a VIP on this node.
@@ -45,13 +54,28 @@ pub struct Place {
 pub struct Note {
     /// The VIP in question.
     pub vip: Vip,
-    /// Why this node cannot send to its holder.
-    pub reason: NoUplink,
+    /// What is wrong.
+    pub reason: Reason,
+}
+
+/// What is wrong with a VIP on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// This node cannot send to its holder.
+    NoUplink(NoUplink),
+    /// This node cannot take the direct path.
+    NotDirect(Hindrance),
 }
 
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "VIP {}: {}; its pods here are held while it is elsewhere", self.vip, self.reason)
+        let Self { vip, reason } = self;
+        match reason {
+            Reason::NoUplink(why) => {
+                write!(f, "VIP {vip}: {why}; its pods here are held while it is elsewhere")
+            }
+            Reason::NotDirect(why) => write!(f, "VIP {vip}: {why}; its pods go via its holder"),
+        }
     }
 }
 
@@ -90,7 +114,7 @@ fn uplinks(
             Ok(device) => {
                 uplinks.insert(*vip, device);
             }
-            Err(reason) => notes.push(Note { vip: *vip, reason }),
+            Err(why) => notes.push(Note { vip: *vip, reason: Reason::NoUplink(why) }),
         }
     }
     (uplinks, notes)
@@ -102,9 +126,18 @@ pub fn ruleset_input(
     facts: &NodeFacts,
     settings: &Settings,
 ) -> (Input, Vec<Note>) {
-    let (uplinks, notes) = uplinks(mappings, facts, settings);
+    let (uplinks, mut notes) = uplinks(mappings, facts, settings);
     let networks = mappings.networks();
+    let direct = direct_vips(mappings, facts, settings, &uplinks);
+    notes.extend(direct.iter().filter_map(|(vip, direct)| {
+        // Proofs come and go; a missing uplink was named already.
+        let why = direct
+            .hindrance
+            .filter(|why| matches!(why, Hindrance::NoMarkBit | Hindrance::NotThisNode(_)))?;
+        Some(Note { vip: *vip, reason: Reason::NotDirect(why) })
+    }));
     let input = Input {
+        direct,
         mask: settings.ownership.marks(),
         capacity: capacity(mappings.pods().len()),
         vips: mappings.vips().clone(),
@@ -135,8 +168,9 @@ pub fn desired<'a>(
     settings: &Settings,
     ruleset: &'a Ruleset,
 ) -> Desired<'a> {
-    let Settings { ownership, interface: _ } = settings;
+    let Settings { ownership, interface: _, node: _, proven: _ } = settings;
     let (uplinks, _) = uplinks(mappings, facts, settings);
+    let direct = direct_vips(mappings, facts, settings, &uplinks);
     let mut desired = Desired {
         rules: BTreeSet::new(),
         routes: BTreeSet::new(),
@@ -152,7 +186,9 @@ pub fn desired<'a>(
         let here = facts.holds(vip);
         desired.rules.insert(ownership.rule(family, id));
         desired.routes.insert(ownership.unreachable(family, id));
-        desired.places.insert(id, Place { vip, here });
+        let of_vip = direct.get(&vip);
+        let blocks = of_vip.map(|of| of.own.clone()).unwrap_or_default();
+        desired.places.insert(id, Place { vip, here, blocks, shared: of_vip.is_some() });
         if let Some(device) = uplinks.get(&vip) {
             let route = ownership.route_to_holder(vip, id, device.clone());
             if here { &mut desired.later } else { &mut desired.routes }.insert(route);

@@ -25,7 +25,7 @@ pub mod vrrp;
 #[cfg(test)]
 mod scratch_netns;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use self::conntrack::{Conntrack, ConntrackError};
 use self::elements::{Elements, ElementsError};
@@ -39,7 +39,7 @@ use self::route_socket::{RequestError, RouteSocket};
 use self::routing::{Routing, RoutingError};
 use self::sysctl::{ReversePath, SysctlError};
 use self::tables::{Tables, TablesError};
-use shared::PodIp;
+use shared::{Block, PodIp};
 
 use crate::kernel_state::SeenTable;
 use crate::node_facts::NodeFacts;
@@ -90,10 +90,11 @@ pub struct Kernel {
     own_ports: OwnPorts,
 }
 
-/// Both tables as they were seen, and the kernel's count of transactions by then.
+/// The tables as they were seen, and the kernel's count of transactions by then.
 pub struct SeenTables {
     pub main: Option<SeenTable>,
     pub guard: Option<SeenTable>,
+    pub ingress: Option<SeenTable>,
     pub generation: u32,
 }
 
@@ -147,12 +148,13 @@ impl Kernel {
         Ok(self.routing.observe().await?)
     }
 
-    /// Both tables, but for their pods.
+    /// The tables, but for their pods.
     pub fn look_at_tables(&mut self) -> Result<SeenTables, KernelError> {
         let state = self.tables.look()?;
         Ok(SeenTables {
             main: state.main.map(seen::table),
             guard: state.guard.map(seen::table),
+            ingress: state.ingress.map(seen::table),
             generation: state.generation,
         })
     }
@@ -192,6 +194,11 @@ impl Kernel {
             Step::AddRoute(route) => self.routing.add_route(route).await?,
             Step::AddRule(rule) => self.routing.add_rule(rule).await?,
             Step::ChangeTables(change) => self.change_tables(change).await?,
+            Step::ChangeIngress(change) => {
+                let before = self.tables.generation()?;
+                self.nft.change_ingress(change).await?;
+                self.changed_since(before)?;
+            }
             Step::ChangePods(changes) => self.elements.apply(changes)?,
             Step::ForgetPods(pods) => self.forget(Which::Sessionless, pods),
             Step::ForgetHolder { vip, device } => {
@@ -201,7 +208,10 @@ impl Kernel {
             Step::ForgetUndecided { pods, sessions: true } => {
                 self.forget(Which::UndecidedSessions, pods);
             }
-            Step::Rebind { wrong, places: _ } => self.forget_marks(wrong, marks)?,
+            Step::Rebind { wrong, blocks, places: _ } => {
+                self.forget_marks(wrong, marks)?;
+                self.forget_blocks(blocks, marks)?;
+            }
             Step::DeleteRule(rule) => self.routing.del_rule(rule).await?,
             Step::DeleteRoute(route) => self.routing.del_route(route).await?,
             Step::DeleteStray(stray) => self.routing.del_stray(stray).await?,
@@ -213,11 +223,15 @@ impl Kernel {
         self.forgetting.order(which, pods.iter().map(|pod| pod.addr()).collect());
     }
 
-    /// nft's socket is not ours. But when its transaction was the only one meanwhile, what is told
-    /// of that one is no news.
     async fn change_tables(&mut self, change: &TablesChange) -> Result<(), KernelError> {
         let before = self.tables.generation()?;
         self.nft.change(change).await?;
+        self.changed_since(before)
+    }
+
+    /// nft's socket is not ours. But when its transaction was the only one meanwhile, what is told
+    /// of that one is no news.
+    fn changed_since(&mut self, before: u32) -> Result<(), KernelError> {
         let after = self.tables.generation()?;
         if after == before.wrapping_add(1) {
             self.own_ports.add_generation(after);
@@ -235,6 +249,23 @@ impl Kernel {
         } else {
             self.conntrack.delete_where(|entry| wrong.contains(&(entry.mark & marks.mask())))?;
         }
+        Ok(())
+    }
+
+    /// Forgets connections with one of these marks whose port is not of the blocks of the mark.
+    fn forget_blocks(
+        &mut self,
+        blocks: &BTreeMap<u32, BTreeSet<Block>>,
+        marks: MarkMask,
+    ) -> Result<(), KernelError> {
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        self.conntrack.delete_where(|entry| {
+            let of_mark = blocks.get(&(entry.mark & marks.mask()));
+            let block = Block::of_port(entry.translated_port);
+            of_mark.is_some_and(|of_mark| block.is_none_or(|block| !of_mark.contains(&block)))
+        })?;
         Ok(())
     }
 

@@ -20,7 +20,9 @@ pub struct Observed {
     pub main: Option<SeenTable>,
     /// The guard table; `None` when it does not exist.
     pub guard: Option<SeenTable>,
-    /// The elements of both tables' maps of pods.
+    /// The ingress table; `None` when it does not exist.
+    pub ingress: Option<SeenTable>,
+    /// The elements of the first two tables' maps of pods.
     pub pods: PodTables,
     /// Interfaces whose effective `rp_filter` is strict.
     pub strict: BTreeSet<String>,
@@ -74,7 +76,7 @@ pub struct SeenChain {
 }
 
 /// Where a chain is hooked in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SeenHook {
     /// Nowhere: others go to it.
     #[default]
@@ -120,11 +122,11 @@ impl SeenTable {
     pub fn is_beyond_repair(&self, wanted: &Table) -> bool {
         let declared_otherwise = wanted.declared.iter().any(|(name, declared)| {
             self.declared
-                .get(*name)
+                .get(name.as_ref())
                 .is_some_and(|seen| !seen.is_some_and(|seen| seen.serves_as(*declared)))
         });
         let hooked_otherwise = wanted.chains.iter().any(|(name, chain)| {
-            self.chains.get(name).is_some_and(|seen| !same_hook(seen.hook, chain))
+            self.chains.get(name).is_some_and(|seen| !same_hook(&seen.hook, chain))
         });
         self.dormant || declared_otherwise || hooked_otherwise
     }
@@ -157,10 +159,10 @@ impl SeenTable {
     }
 }
 
-fn same_hook(seen: SeenHook, wanted: &Chain) -> bool {
+fn same_hook(seen: &SeenHook, wanted: &Chain) -> bool {
     match seen {
         SeenHook::None => wanted.hook.is_none(),
-        SeenHook::Known(hook) => wanted.hook == Some(hook),
+        SeenHook::Known(hook) => wanted.hook.as_ref() == Some(hook),
         SeenHook::Other => false,
     }
 }

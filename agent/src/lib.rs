@@ -4,6 +4,7 @@ pub mod api_server;
 pub mod cli;
 pub mod commands;
 pub mod desired;
+pub mod direct;
 pub mod keepalived;
 pub mod kernel;
 pub mod kernel_state;

@@ -97,6 +97,19 @@ impl NodeFacts {
             .find_map(|address| self.links.get(&address.device).map(|link| &link.device))
     }
 
+    /// Whether the kernel takes the address for this node's own.
+    pub fn has(&self, addr: IpAddr) -> bool {
+        self.addresses.iter().any(|address| address.addr == addr && address.usable)
+    }
+
+    /// Whether it is an address of this device.
+    pub fn has_on(&self, addr: IpAddr, device: &Device) -> bool {
+        let is_it = |address: &LocalAddress| {
+            (address.addr, address.device, address.usable) == (addr, device.index, true)
+        };
+        self.addresses.iter().any(is_it)
+    }
+
     /// Those of `vips` that this node holds.
     pub fn held(&self, vips: impl IntoIterator<Item = Vip>) -> BTreeSet<Vip> {
         vips.into_iter().filter(|vip| self.holding(*vip).is_some()).collect()
@@ -158,11 +171,6 @@ impl NodeFacts {
             (std::cmp::Reverse(route.network.prefix_len()), route.metric, device.index)
         });
         narrowest.map(|(_, device)| device)
-    }
-
-    /// Whether an address is this node's own.
-    pub fn has(&self, addr: IpAddr) -> bool {
-        self.addresses.iter().any(|address| address.addr == addr && address.usable)
     }
 
     /// Whether there is an interface of this name, up or not.

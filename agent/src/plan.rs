@@ -7,6 +7,8 @@
 //! 2. the tables, in one transaction, then the pods of both, in one more: a packet is marked only
 //!    when 1 is done. Where both tables must be made anew, one is complete before the other is
 //!    touched: the guard, unless that is the only one that works as it is;
+//!    What comes for ports of this node is let through before that, and what comes for those of
+//!    others passed on after 3: no port is another node's while connections here have it;
 //! 3. neighbours that are taken for holders, and connections that are bound to what is no longer so;
 //! 4. rules, then routes, that nothing is marked for any more.
 //!
@@ -16,6 +18,7 @@
 //! Each step leaves every mapped pod with its old VIP, its new VIP, or nothing at all. If a step
 //! fails, what takes away has to wait: see [`Step::waits_for`].
 
+mod ingress;
 mod pods;
 mod tables;
 #[cfg(test)]
@@ -24,8 +27,9 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use shared::{PodIp, RouteId, Vip};
+use shared::{Block, PodIp, RouteId, Vip};
 
+pub use self::ingress::IngressChange;
 pub use self::pods::pod_changes;
 pub use self::tables::{TableChange, TablesChange};
 use crate::desired::{Desired, Place};
@@ -44,6 +48,8 @@ pub enum Step {
     AddRule(PolicyRule),
     /// Change what the tables contain, but for pods.
     ChangeTables(TablesChange),
+    /// Change what is passed on to other nodes.
+    ChangeIngress(IngressChange),
     /// Change which pods are mapped, and to what.
     ChangePods(PodChanges),
     /// End what these pods have running without sessions (UDP, ICMP): the next packet is decided
@@ -69,6 +75,9 @@ pub enum Step {
     Rebind {
         /// The marks of decisions that hold no longer.
         wrong: BTreeSet<u32>,
+        /// For marks of the direct path, the blocks whose ports their connections may have: those
+        /// with others are forgotten.
+        blocks: BTreeMap<u32, BTreeSet<Block>>,
         /// What all connections are bound to afterwards.
         places: BTreeMap<RouteId, Place>,
     },
@@ -95,6 +104,10 @@ impl Step {
                 change.empties_one_of(observed)
                     && matches!(failed, Self::ChangeTables(_) | Self::ChangePods(_))
             }
+            // Until then the ports may be those of connections that this node translates.
+            Self::ChangeIngress(_) => {
+                matches!(failed, Self::ChangeTables(_) | Self::Rebind { .. })
+            }
             Self::Loosen(_)
             | Self::AddRoute(_)
             | Self::AddRule(_)
@@ -114,6 +127,7 @@ impl fmt::Display for Step {
             Self::AddRoute(route) => write!(f, "add route {route}"),
             Self::AddRule(rule) => write!(f, "add rule {rule}"),
             Self::ChangeTables(change) => change.fmt(f),
+            Self::ChangeIngress(change) => change.fmt(f),
             Self::ChangePods(change) => change.fmt(f),
             Self::ForgetPods(pods) => {
                 write!(f, "forget sessionless connections of {} pods", pods.len())
@@ -125,13 +139,20 @@ impl fmt::Display for Step {
                 let which = if *sessions { "all" } else { "sessionless" };
                 write!(f, "forget {which} connections of {} pods without a decision", pods.len())
             }
-            Self::Rebind { wrong: marks, places: _ } => {
+            Self::Rebind { wrong: marks, blocks, places: _ } => {
                 const SHOWN: usize = 4;
                 if marks.len() > SHOWN {
-                    return write!(f, "forget connections with any of {} marks", marks.len());
+                    write!(f, "forget connections with any of {} marks", marks.len())?;
+                } else if !marks.is_empty() {
+                    f.write_str("forget connections marked")?;
+                    marks.iter().try_for_each(|mark| write!(f, " {mark:#x}"))?;
                 }
-                f.write_str("forget connections marked")?;
-                marks.iter().try_for_each(|mark| write!(f, " {mark:#x}"))
+                match (marks.is_empty(), blocks.is_empty()) {
+                    (true, true) => f.write_str("keep connections as they are"),
+                    (true, false) => f.write_str("forget connections with blocks that are gone"),
+                    (false, false) => f.write_str(", and those with blocks that are gone"),
+                    (false, true) => Ok(()),
+                }
             }
             Self::DeleteRule(rule) => write!(f, "delete rule {rule}"),
             Self::DeleteRoute(route) => write!(f, "delete route {route}"),
@@ -148,7 +169,7 @@ pub fn plan(
     desired: &Desired<'_>,
     observed: &Observed,
     touched: Option<&BTreeSet<PodIp>>,
-    loaded: &[LoadedDigests; 2],
+    loaded: &[LoadedDigests; 3],
     marks: MarkMask,
 ) -> Vec<Step> {
     let Desired { rules, routes, later, ruleset: _, pods, vouched: _, loose, places } = desired;
@@ -176,6 +197,14 @@ pub fn plan(
         routes.difference(&routing.routes).cloned().partition(Route::is_unreachable);
     steps.extend(backstops.into_iter().chain(ways).map(Step::AddRoute));
     steps.extend(new_rules.into_iter().map(Step::AddRule));
+
+    let [_, _, loaded_ingress] = loaded;
+    let [first, then] = ingress::changes(
+        desired.ruleset.ingress.as_ref(),
+        observed.ingress.as_ref(),
+        loaded_ingress,
+    );
+    steps.extend(first.map(Step::ChangeIngress));
 
     // Without either table connections were made as if nothing were mapped.
     let sessions = observed.main.is_none() && observed.guard.is_none() && observed.places.is_some();
@@ -205,10 +234,11 @@ pub fn plan(
         steps.push(Step::ForgetUndecided { pods: undecided, sessions });
     }
     steps.extend(left(desired, observed.places.as_ref()));
-    let wrong = wrong_marks(places, observed.places.as_ref(), marks);
-    if !wrong.is_empty() {
-        steps.push(Step::Rebind { wrong, places: places.clone() });
+    if observed.places.as_ref() != Some(places) {
+        let (wrong, blocks) = wrong_marks(places, observed.places.as_ref(), marks);
+        steps.push(Step::Rebind { wrong, blocks, places: places.clone() });
     }
+    steps.extend(then.map(Step::ChangeIngress));
 
     steps.extend(old_rules.into_iter().map(Step::DeleteRule));
     let replaced = |route: &Route| {
@@ -233,9 +263,9 @@ pub fn plan(
 /// What is to be forgotten of VIPs that were here and are not any more.
 fn left(desired: &Desired<'_>, known: Option<&BTreeMap<RouteId, Place>>) -> Vec<Step> {
     let has_left = |vip: Vip| {
-        let place = |here| Place { vip, here };
-        desired.places.iter().any(|(id, now)| {
-            *now == place(false) && known.and_then(|known| known.get(id)) == Some(&place(true))
+        desired.places.iter().filter(|(_, now)| now.vip == vip && !now.here).any(|(id, _)| {
+            let before = known.and_then(|known| known.get(id));
+            before.is_some_and(|before| before.vip == vip && before.here)
         })
     };
     desired
@@ -250,14 +280,16 @@ fn left(desired: &Desired<'_>, known: Option<&BTreeMap<RouteId, Place>>) -> Vec<
         .collect()
 }
 
-/// The marks of decisions that hold no longer. Without knowledge of what connections are bound to,
-/// that is every mark of ours but the right ones.
+/// The marks of decisions that hold no longer; and those of the direct path that hold for some blocks
+/// only, with these. Without knowledge of what connections are bound to, that is every mark of ours
+/// but the right ones.
 fn wrong_marks(
     places: &BTreeMap<RouteId, Place>,
     known: Option<&BTreeMap<RouteId, Place>>,
     marks: MarkMask,
-) -> BTreeSet<u32> {
+) -> (BTreeSet<u32>, BTreeMap<u32, BTreeSet<Block>>) {
     let mut wrong = BTreeSet::new();
+    let mut blocks = BTreeMap::new();
     for id in RouteId::all() {
         let now = places.get(&id);
         let before = known.map(|known| known.get(&id));
@@ -268,12 +300,28 @@ fn wrong_marks(
             None => true, // as far as we know
             Some(before) => before.map(|place| place.vip) == now.map(|place| place.vip),
         };
-        if !(same_vip && now.is_some_and(|place| place.here)) {
-            wrong.insert(marks.here(id));
+        let here = |place: Option<&Place>| place.map(|place| place.here);
+        if !same_vip || before.map(here) != Some(here(now)) {
+            if !(same_vip && here(now) == Some(true)) {
+                wrong.insert(marks.here(id));
+            }
+            if !(same_vip && here(now) == Some(false)) {
+                wrong.insert(marks.away(id));
+            }
         }
-        if !(same_vip && now.is_some_and(|place| !place.here)) {
-            wrong.insert(marks.away(id));
+        let Some(direct) = marks.direct(id) else { continue };
+        match now {
+            Some(now) if same_vip && !now.blocks.is_empty() => {
+                let before = before.map(|before| before.map(|place| &place.blocks));
+                if before.is_none_or(|old| old.is_some_and(|old| !old.is_subset(&now.blocks))) {
+                    blocks.insert(direct, now.blocks.clone());
+                }
+            }
+            _ if before.is_none_or(|old| old.is_some_and(|place| !place.blocks.is_empty())) => {
+                wrong.insert(direct);
+            }
+            _ => {}
         }
     }
-    wrong
+    (wrong, blocks)
 }

@@ -22,7 +22,7 @@ use shared::Vip;
 pub mod mark_mask;
 pub mod ownership;
 
-pub use mark_mask::{InvalidMarkMask, MarkMask};
+pub use mark_mask::{Decision, InvalidMarkMask, MarkMask};
 pub use ownership::{InvalidOwnership, Ownership};
 
 /// The metric of every table's `unreachable default`: the one the kernel's VRF documentation gives

@@ -1,15 +1,19 @@
-//! What the two nft tables contain: chains, rules, counters, declarations of maps.
+//! What the nft tables contain: chains, rules, counters, declarations of maps.
 //!
 //! Pure. The *main* table decides per packet whether the VIP of its pod is on this node, and
 //! translates; the *guard* table, which nothing depends on, drops what would leave with another
 //! address. They are two so that a stranger who deletes or flushes either does not open a leak.
+//! Where other nodes have blocks of a VIP's ports, the *ingress* table passes on to them what comes
+//! for these, before anything else sees it.
 //! Whatever changes with pods is in declared maps, which are filled natively (`kernel::elements`);
 //! what changes with VIPs or networks is in anonymous sets inside the rules, so a rule is right or
 //! wrong as a whole and can be compared by its tag.
 
 mod chains;
+mod forward;
 mod parts;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,10 +23,14 @@ use nftables::stmt::Statement;
 use shared::{RouteId, Vip};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::direct::DirectVip;
 use crate::routing::{Family, MarkMask};
 use parts::Part;
 
-/// What both tables are called; the family of both is `inet`.
+pub use forward::passes_on;
+
+/// What the tables are called. The family of the first two is `inet`; the ingress table, of family
+/// `netdev`, is called as the main one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableNames {
     /// The table that decides and translates.
@@ -35,6 +43,11 @@ impl TableNames {
     /// The main table by the name given, the guard's by the same name with `-guard`.
     pub fn of(main: &str) -> Self {
         Self { main: main.to_owned(), guard: format!("{main}-guard") }
+    }
+
+    /// The table that passes packets on.
+    pub fn ingress(&self) -> &str {
+        &self.main
     }
 }
 
@@ -112,6 +125,10 @@ pub const GUARD_COUNTERS: [(&str, &str); 3] = [
     ("unasked", "packets from outside to a mapped pod that no connection belongs to"),
 ];
 
+/// Counters of the ingress table, in packets, and what became of them.
+pub const INGRESS_COUNTERS: [(&str, &str); 1] =
+    [("passed_on", "packets for ports of other nodes that were passed on to them")];
+
 /// The kind of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HookKind {
@@ -134,6 +151,8 @@ impl fmt::Display for HookKind {
 /// The netfilter hooks that we use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HookPoint {
+    /// As soon as a device has received it.
+    Ingress,
     Prerouting,
     Output,
     Postrouting,
@@ -142,6 +161,7 @@ pub enum HookPoint {
 impl fmt::Display for HookPoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Ingress => "ingress",
             Self::Prerouting => "prerouting",
             Self::Output => "output",
             Self::Postrouting => "postrouting",
@@ -150,14 +170,28 @@ impl fmt::Display for HookPoint {
 }
 
 /// Where a base chain is hooked in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hook {
     /// What the chain may do.
     pub kind: HookKind,
     /// When it is asked.
     pub point: HookPoint,
+    /// Of which device; of an ingress hook alone.
+    pub device: Option<String>,
     /// The netfilter priority: lower comes first.
     pub priority: i32,
+}
+
+/// As nft reads it.
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, point, device, priority } = self;
+        write!(f, "type {kind} hook {point} ")?;
+        if let Some(device) = device {
+            write!(f, "device \"{device}\" ")?;
+        }
+        write!(f, "priority {priority}; policy accept;")
+    }
 }
 
 /// A rule: its statements, and how they read.
@@ -167,7 +201,7 @@ pub struct Rule {
     pub text: String,
     /// Why it is there, and a digest of what it says. Two rules with the same comment are the same.
     pub comment: String,
-    /// What is loaded.
+    /// What is loaded; empty where that is the text.
     pub statements: Vec<Statement<'static>>,
 }
 
@@ -175,10 +209,14 @@ impl Rule {
     fn new(why: &str, parts: impl IntoIterator<Item = Part>) -> Self {
         let (texts, statements): (Vec<_>, Vec<_>) =
             parts.into_iter().map(|part| (part.text, part.json)).unzip();
-        let text = texts.join(" ");
+        Self { statements, ..Self::of_text(why, texts.join(" ")) }
+    }
+
+    /// A rule that is loaded as it reads.
+    fn of_text(why: &str, text: String) -> Self {
         // 32 bits: two of our own rules in one place of one chain have to differ, no more.
         let digest = xxh3_64(text.as_bytes()) & 0xffff_ffff;
-        Self { comment: format!("{why} #{digest:08x}"), text, statements }
+        Self { comment: format!("{why} #{digest:08x}"), text, statements: Vec::new() }
     }
 }
 
@@ -197,7 +235,7 @@ pub struct Table {
     /// Named counters.
     pub counters: BTreeSet<&'static str>,
     /// Declared maps (pod → VIP) and sets (pods), by name.
-    pub declared: BTreeMap<&'static str, Declared>,
+    pub declared: BTreeMap<Cow<'static, str>, Declared>,
     /// Chains by name.
     pub chains: BTreeMap<String, Chain>,
 }
@@ -222,14 +260,52 @@ pub enum DeclaredKind {
     Set,
     /// Addresses that go by themselves, after [`LEAVING_SECONDS`] unless they are given a time.
     Passing,
+    /// Fragmented packets by source, destination and id, put there by rules and gone by themselves
+    /// after [`FRAGMENT_SECONDS`].
+    Fragments,
 }
 
+/// How long after its first fragment the others of a packet may come, in seconds.
+pub const FRAGMENT_SECONDS: u32 = 2;
+
 impl Declared {
+    /// What nft calls such a thing.
+    pub const fn keyword(self) -> &'static str {
+        match self.kind {
+            DeclaredKind::Map => "map",
+            DeclaredKind::Set | DeclaredKind::Passing | DeclaredKind::Fragments => "set",
+        }
+    }
+
     /// Whether what is declared like this can serve where `wanted` is: it may have room for more.
     pub const fn serves_as(self, wanted: Self) -> bool {
         let Self { kind, family, size } = self;
         let alike = kind as u8 == wanted.kind as u8 && family as u8 == wanted.family as u8;
         alike && (size == 0 || (wanted.size != 0 && size >= wanted.size))
+    }
+}
+
+/// As nft reads it, but for its keyword and name.
+impl fmt::Display for Declared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, family, size } = *self;
+        let address = address_type(family);
+        match kind {
+            DeclaredKind::Map => write!(f, "{{ type {address} : {address}; ")?,
+            DeclaredKind::Set => write!(f, "{{ type {address}; ")?,
+            DeclaredKind::Passing => {
+                write!(f, "{{ type {address}; flags timeout; timeout {LEAVING_SECONDS}s; ")?;
+            }
+            DeclaredKind::Fragments => {
+                let key = forward::fragment(family);
+                let timeout = format!("timeout {FRAGMENT_SECONDS}s");
+                write!(f, "{{ typeof {key}; flags dynamic,timeout; {timeout}; ")?;
+            }
+        }
+        if size != 0 {
+            write!(f, "size {size}; ")?;
+        }
+        f.write_str("}")
     }
 }
 
@@ -256,6 +332,8 @@ pub struct Input {
     pub capacity: u32,
     /// Every accepted VIP.
     pub vips: BTreeMap<Vip, RouteId>,
+    /// Those of `vips` of which nodes have blocks.
+    pub direct: BTreeMap<Vip, DirectVip>,
     /// Those of `vips` that this node can send to when they are elsewhere.
     pub reachable: BTreeSet<Vip>,
     /// The interfaces over which other nodes send packets for a VIP that is here.
@@ -268,26 +346,29 @@ pub struct Input {
     pub internal: Vec<IpNet>,
 }
 
-/// Both tables.
+/// The tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
     /// Decides and translates.
     pub main: Table,
     /// Drops what slipped through.
     pub guard: Table,
+    /// Passes on what is for other nodes, if anything is.
+    pub ingress: Option<Table>,
 }
 
 impl Ruleset {
     /// The tables for `input`.
     pub fn render(input: &Input) -> Self {
         let declared = |kind, family| Declared { kind, family, size: input.capacity };
-        let map = |family| (pod_map(family), declared(DeclaredKind::Map, family));
-        let set = |family| (mapped_set(family), declared(DeclaredKind::Set, family));
-        let passing = |family| (leaving_set(family), declared(DeclaredKind::Passing, family));
+        let map = |family| (pod_map(family).into(), declared(DeclaredKind::Map, family));
+        let set = |family| (mapped_set(family).into(), declared(DeclaredKind::Set, family));
+        let passing =
+            |family| (leaving_set(family).into(), declared(DeclaredKind::Passing, family));
         let of_node = |family| {
             let known = Declared { kind: DeclaredKind::Set, family, size: MOST_KNOWN };
             let unsure = Declared { kind: DeclaredKind::Passing, family, size: MOST_UNSURE };
-            [(known_set(family), known), (unsure_set(family), unsure)]
+            [(known_set(family).into(), known), (unsure_set(family).into(), unsure)]
         };
         Self {
             main: Table {
@@ -308,14 +389,19 @@ impl Ruleset {
                     .collect(),
                 chains: chains::guard(input),
             },
+            ingress: forward::ingress(input),
         }
     }
 
-    /// Both tables as nft reads them.
+    /// The tables as nft reads them.
     pub fn as_nft<'a>(&'a self, names: &'a TableNames) -> impl fmt::Display + 'a {
         fmt::from_fn(move |f| {
             writeln!(f, "table inet {} {{\n{}}}", names.main, self.main)?;
-            writeln!(f, "table inet {} {{\n{}}}", names.guard, self.guard)
+            writeln!(f, "table inet {} {{\n{}}}", names.guard, self.guard)?;
+            match &self.ingress {
+                Some(ingress) => writeln!(f, "table netdev {} {{\n{ingress}}}", names.ingress()),
+                None => Ok(()),
+            }
         })
     }
 }
@@ -326,25 +412,12 @@ impl fmt::Display for Table {
             writeln!(f, "\tcounter {counter} {{ }}")?;
         }
         for (name, declared) in &self.declared {
-            let Declared { kind, family, size } = *declared;
-            let address = address_type(family);
-            match kind {
-                DeclaredKind::Map => write!(f, "\tmap {name} {{ type {address} : {address}; ")?,
-                DeclaredKind::Set => write!(f, "\tset {name} {{ type {address}; ")?,
-                DeclaredKind::Passing => {
-                    let timeout = format!("flags timeout; timeout {LEAVING_SECONDS}s;");
-                    write!(f, "\tset {name} {{ type {address}; {timeout} ")?;
-                }
-            }
-            if size != 0 {
-                write!(f, "size {size}; ")?;
-            }
-            writeln!(f, "}}")?;
+            writeln!(f, "\t{} {name} {declared}", declared.keyword())?;
         }
         for (name, Chain { hook, rules }) in &self.chains {
             writeln!(f, "\tchain {name} {{")?;
-            if let Some(Hook { kind, point, priority }) = hook {
-                writeln!(f, "\t\ttype {kind} hook {point} priority {priority}; policy accept;")?;
+            if let Some(hook) = hook {
+                writeln!(f, "\t\t{hook}")?;
             }
             for Rule { text, comment, .. } in rules {
                 writeln!(f, "\t\t{text} comment \"{comment}\"")?;

@@ -6,16 +6,17 @@
 
 mod memory;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Instant;
 
 use shared::mappings::{Change, Incomplete};
-use shared::{MappingsStore, Vip};
+use shared::{Block, MappingsStore, Vip};
 use tracing::{debug, error, info, warn};
 
 use self::memory::Memory;
 use crate::desired::{Note, Settings, desired, ruleset_input};
+use crate::direct::Proven;
 use crate::kernel::notifications::Notice;
 use crate::kernel::{Kernel, KernelError};
 use crate::metrics::{Counts, Metrics, Part};
@@ -35,6 +36,8 @@ pub enum Why {
     Retry,
     /// An address, a device or a network of the node has changed.
     Node,
+    /// It was proven that answers come back, or no longer.
+    Proofs,
     /// The mappings have changed.
     Mappings,
     /// The agent has started.
@@ -48,6 +51,7 @@ impl fmt::Display for Why {
             Self::Stranger => "changed by somebody else",
             Self::Retry => "tried again",
             Self::Node => "the node changed",
+            Self::Proofs => "another path is proven",
             Self::Mappings => "mappings changed",
             Self::Start => "agent started",
         })
@@ -184,6 +188,23 @@ impl Sync {
         *seen = seen.map(|unsure| unsure.at(now));
         self.unsettled |= vouched != self.vouched;
         self.vouched = vouched;
+    }
+
+    /// Takes in which blocks are proven: answers to what leaves here with their ports come back.
+    /// Whether that changes anything.
+    pub fn learn_proofs(&mut self, proven: BTreeMap<Vip, BTreeSet<Block>>) -> bool {
+        // An operator who says that proof is not needed is not contradicted.
+        if self.settings.proven == Proven::Assumed {
+            return false;
+        }
+        let proven = Proven::These(proven);
+        let is_news = self.settings.proven != proven;
+        self.settings.proven = proven;
+        self.unsettled |= is_news;
+        if is_news {
+            self.why = self.why.max(Why::Proofs);
+        }
+        is_news
     }
 
     /// Takes in that something has changed in the kernel.
@@ -325,7 +346,7 @@ impl Part {
             | Step::DeleteRule(_)
             | Step::DeleteRoute(_)
             | Step::DeleteStray(_) => Self::Routing,
-            Step::ChangeTables(_) => Self::Tables,
+            Step::ChangeTables(_) | Step::ChangeIngress(_) => Self::Tables,
             Step::ChangePods(_) => Self::Pods,
             Step::ForgetPods(_)
             | Step::ForgetUndecided { .. }

@@ -9,12 +9,13 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "what cannot be read fails the test")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use agent::desired::{Desired, Settings, desired, ruleset_input};
+use agent::direct::Proven;
 use agent::kernel_state::{
     Count, LoadedDigests, Observed, SeenChain, SeenHook, SeenRule, SeenTable,
 };
@@ -33,6 +34,12 @@ use shared::mappings::{Change, Content};
 struct Node {
     /// As given by `--interface`.
     interface: Option<String>,
+    /// As given by `--node-name`.
+    #[serde(default)]
+    name: String,
+    /// The blocks of VIPs that are proven.
+    #[serde(default)]
+    proven: BTreeMap<String, BTreeSet<u32>>,
     devices: BTreeMap<u32, NodeDevice>,
 }
 
@@ -53,6 +60,14 @@ struct NodeDevice {
 }
 
 impl Node {
+    fn proven(&self) -> Proven {
+        let of = self.proven.iter().map(|(vip, blocks)| {
+            let blocks = blocks.iter().map(|number| (*number).try_into().unwrap());
+            (vip.parse().unwrap(), blocks.collect())
+        });
+        Proven::These(of.collect())
+    }
+
     fn facts(&self) -> NodeFacts {
         let mut facts = NodeFacts::default();
         for (&index, node) in &self.devices {
@@ -118,7 +133,12 @@ impl Case {
         Self {
             store,
             facts: node.facts(),
-            settings: Settings { interface: node.interface, ..Settings::default() },
+            settings: Settings {
+                proven: node.proven(),
+                interface: node.interface,
+                node: node.name,
+                ..Settings::default()
+            },
             from: from.exists().then(|| read(&from).trim().to_owned()),
         }
     }
@@ -146,7 +166,7 @@ impl Case {
             None => Observed { strict: desired.loose.clone(), ..Observed::default() },
         };
         let marks = self.settings.ownership.marks();
-        let steps = plan(&desired, &observed, None, &<[LoadedDigests; 2]>::default(), marks);
+        let steps = plan(&desired, &observed, None, &<[LoadedDigests; 3]>::default(), marks);
         let mappings = self.store.mappings().unwrap();
         let (_, notes) = ruleset_input(mappings, &self.facts, &self.settings);
         let mut rejected = lines(self.store.rejected());
@@ -176,7 +196,7 @@ fn settled(desired: &Desired<'_>) -> Observed {
             .iter()
             .map(|(name, chain)| (name.clone(), seen_chain(chain)))
             .collect(),
-        declared: table.declared.iter().map(|(n, d)| ((*n).to_owned(), Some(*d))).collect(),
+        declared: table.declared.iter().map(|(n, d)| (n.clone().into_owned(), Some(*d))).collect(),
         counters: table.counters.iter().map(|n| ((*n).to_owned(), Count::default())).collect(),
     };
     Observed {
@@ -187,6 +207,7 @@ fn settled(desired: &Desired<'_>) -> Observed {
         },
         main: Some(seen(&ruleset.main)),
         guard: Some(seen(&ruleset.guard)),
+        ingress: ruleset.ingress.as_ref().map(seen),
         pods: PodTables {
             vips: (*pods).clone(),
             guarded: pods.keys().copied().collect(),
@@ -200,7 +221,7 @@ fn settled(desired: &Desired<'_>) -> Observed {
 fn seen_chain(chain: &Chain) -> SeenChain {
     let comments = chain.rules.iter().map(|rule| rule.comment.clone());
     SeenChain {
-        hook: chain.hook.map_or(SeenHook::None, SeenHook::Known),
+        hook: chain.hook.clone().map_or(SeenHook::None, SeenHook::Known),
         rules: comments.map(|comment| SeenRule { comment: Some(comment), digest: 0 }).collect(),
     }
 }
@@ -240,7 +261,7 @@ fn a_state_that_is_there_needs_no_plan() {
         let desired = case.desired(&ruleset);
         let marks = case.settings.ownership.marks();
         let steps =
-            plan(&desired, &settled(&desired), None, &<[LoadedDigests; 2]>::default(), marks);
+            plan(&desired, &settled(&desired), None, &<[LoadedDigests; 3]>::default(), marks);
         assert_eq!(steps, []);
     }
 }

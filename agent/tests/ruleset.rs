@@ -9,10 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use agent::direct::DirectVip;
 use agent::kernel::nft::Nft;
-use agent::plan::{TableChange, TablesChange};
+use agent::plan::{IngressChange, TableChange, TablesChange};
 use agent::routing::MarkMask;
 use agent::ruleset::{Input, Ruleset, TableNames};
+use shared::{Block, Vip};
 
 fn in_new_netns<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::spawn(|| {
@@ -51,6 +53,7 @@ fn input(vips: &[(&str, u32)]) -> Input {
     Input {
         mask: MarkMask::default(),
         capacity: 1 << 17,
+        direct: BTreeMap::new(),
         reachable: vips.keys().copied().collect(),
         vips,
         uplinks: BTreeSet::from(["eth0".to_owned(), "bond0.12".to_owned()]),
@@ -78,6 +81,10 @@ fn load(change: &TablesChange) {
     block_on(Nft::new("nft", names()).change(change)).unwrap();
 }
 
+fn load_ingress(change: &IngressChange) {
+    block_on(Nft::new("nft", names()).change_ingress(change)).unwrap();
+}
+
 fn anew(ruleset: &Ruleset) -> TablesChange {
     TablesChange {
         main: Some(TableChange::Replace(ruleset.main.clone())),
@@ -97,18 +104,52 @@ fn what_rules_say_is_what_is_loaded() {
             ("fd00:122::df", 2),
         ],
     ] {
-        let ruleset = Ruleset::render(&input(vips));
-        let text = ruleset.as_nft(&names()).to_string();
-        let as_text = in_new_netns(move || {
-            nft(&["-f", "-"], &text);
-            nft(&["list", "ruleset"], "")
-        });
-        let as_json = in_new_netns(move || {
-            load(&anew(&ruleset));
-            nft(&["list", "ruleset"], "")
-        });
-        pretty_assertions(&sorted(&as_text), &sorted(&as_json));
+        for direct in [false, true] {
+            let direct = if direct { blocks_of(vips) } else { BTreeMap::new() };
+            let ruleset = Ruleset::render(&Input { direct, ..input(vips) });
+            let text = ruleset.as_nft(&names()).to_string();
+            let as_text = in_new_netns(move || {
+                uplink();
+                nft(&["-f", "-"], &text);
+                nft(&["list", "ruleset"], "")
+            });
+            let as_commands = in_new_netns(move || {
+                uplink();
+                load(&anew(&ruleset));
+                if let Some(ingress) = ruleset.ingress {
+                    load_ingress(&IngressChange::Make(TableChange::Replace(ingress)));
+                }
+                nft(&["list", "ruleset"], "")
+            });
+            pretty_assertions(&sorted(&as_text), &sorted(&as_commands));
+        }
     }
+}
+
+/// Some of each VIP are this node's, some another's.
+fn blocks_of(vips: &[(&str, u32)]) -> BTreeMap<Vip, DirectVip> {
+    let blocks = |numbers: &[u32]| numbers.iter().map(|n| (*n).try_into().unwrap()).collect();
+    let of_vip = |(vip, _): &(&str, u32)| {
+        let vip: Vip = vip.parse().unwrap();
+        let via = if vip.is_ipv4() { "192.168.122.12" } else { "fd00:122::12" };
+        let others: BTreeSet<Block> = blocks(&[4, 47]);
+        let direct = DirectVip {
+            own: blocks(&[1, 2, 3, 7]),
+            open: blocks(&[1, 2, 7]),
+            others: others.into_iter().map(|block| (block, via.parse().unwrap())).collect(),
+            uplink: Some("eth0".to_owned()),
+            hindrance: None,
+        };
+        (vip, direct)
+    };
+    vips.iter().map(of_vip).collect()
+}
+
+fn uplink() {
+    let status = Command::new("ip")
+        .args(["link", "add", "eth0", "type", "veth", "peer", "name", "eth1"])
+        .status();
+    assert!(status.expect("ip is installed").success());
 }
 
 /// Chains in the order of their names: the kernel lists them in the order of their making.

@@ -54,6 +54,13 @@ impl Mappings {
         (mappings, violations)
     }
 
+    /// The same with these blocks of VIPs' ports.
+    #[must_use]
+    pub fn with_blocks(mut self, blocks: BTreeMap<Vip, VipBlocks>) -> Self {
+        self.blocks = blocks;
+        self
+    }
+
     /// The VIPs that pods can use, and the route id of each.
     pub fn vips(&self) -> &BTreeMap<Vip, RouteId> {
         &self.vips

@@ -39,7 +39,7 @@ impl KernelCounters {
 
 impl Collector for KernelCounters {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let Some(Counters { main, guard }) = self.read() else { return Ok(()) };
+        let Some(Counters { main, guard, ingress }) = self.read() else { return Ok(()) };
         let counts: Vec<_> = [(&self.names.main, main), (&self.names.guard, guard)]
             .into_iter()
             .flat_map(|(table, counters)| {
@@ -68,6 +68,13 @@ impl Collector for KernelCounters {
             let one = bytes.encode_family(labels)?;
             ConstCounter::new(count.bytes).encode(one)?;
         }
-        Ok(())
+        let passed_on = ingress.values().map(|count| count.packets).sum::<u64>();
+        let packets = encoder.encode_descriptor(
+            "egress_passed_on_packets",
+            "Packets for ports of other nodes that were passed on to them",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(passed_on).encode(packets)
     }
 }

@@ -54,7 +54,10 @@ fn a_vip_in_no_network_of_the_node_is_named_and_only_held() {
     let (far, near) = ("203.0.113.7", VIP);
     let mappings = mappings(&[(far, 7), (near, 64)]);
     let (input, notes) = ruleset_input(&mappings, &facts(&[]), &Settings::default());
-    assert_eq!(notes, [Note { vip: vip(far), reason: NoUplink::NotOnLink { vip: vip(far) } }]);
+    assert_eq!(
+        notes,
+        [Note { vip: vip(far), reason: Reason::NoUplink(NoUplink::NotOnLink { vip: vip(far) }) }]
+    );
     assert_eq!(input.reachable, BTreeSet::from([vip(near)]));
     assert_eq!(input.uplinks, names(&["eth0"]));
 

@@ -3,10 +3,10 @@
 //! Sorted and stable. Commands are those of `ip` and `nft`; loaded in this order they would make
 //! the state by hand, but for the elements of the maps, which come last and by VIP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use shared::{PodIp, Vip};
+use shared::{Block, PodIp, Vip};
 
 use super::{Desired, Place};
 use crate::routing::Family;
@@ -21,9 +21,13 @@ impl Desired<'_> {
 
     fn write(&self, f: &mut fmt::Formatter<'_>, names: &TableNames) -> fmt::Result {
         let Self { rules, routes, later, ruleset, pods, vouched, loose, places } = self;
-        for (id, Place { vip, here }) in places {
+        for (id, Place { vip, here, blocks, shared }) in places {
             let place = if *here { "here" } else { "elsewhere" };
-            writeln!(f, "VIP {vip}: route id {id}, {place}")?;
+            write!(f, "VIP {vip}: route id {id}, {place}")?;
+            if *shared {
+                write!(f, ", on the direct path with blocks {}", List(blocks))?;
+            }
+            writeln!(f)?;
         }
         for rule in rules {
             writeln!(f, "{} rule {rule}", ip(rule.family))?;
@@ -60,6 +64,19 @@ impl Desired<'_> {
             writeln!(f)?;
         }
         Ok(())
+    }
+}
+
+/// Separated by commas; `none` if it is empty.
+struct List<'a>(&'a BTreeSet<Block>);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("none");
+        }
+        let blocks: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&blocks.join(","))
     }
 }
 

@@ -4,6 +4,7 @@
 //! anything that changes with pods, nor to list what is there (see `kernel::tables`).
 
 mod commands;
+mod text;
 
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::plan::TablesChange;
+use crate::plan::{IngressChange, TablesChange};
 use crate::ruleset::TableNames;
 
 /// Loading two tables of 252 VIPs takes some 0.1 s; a machine may be a hundred times slower.
@@ -54,20 +55,30 @@ impl Nft {
         Self { program: program.into(), names }
     }
 
-    /// Changes both tables in one transaction: everything or nothing.
+    /// Changes the main and the guard table in one transaction: everything or nothing.
     pub async fn change(&self, change: &TablesChange) -> Result<(), NftError> {
-        self.run(&commands::of_change(&self.names, change)).await
+        self.run_json(&commands::of_change(&self.names, change)).await
     }
 
-    /// Removes both tables, whether or not they exist.
+    /// Changes the ingress table in one transaction: everything or nothing.
+    pub async fn change_ingress(&self, change: &IngressChange) -> Result<(), NftError> {
+        let commands = text::of_change(&self.names, change);
+        self.run(&["-f", "-"], commands.as_bytes()).await
+    }
+
+    /// Removes all tables, whether or not they exist.
     pub async fn remove_tables(&self) -> Result<(), NftError> {
-        self.run(&commands::of_removal(&self.names)).await
+        self.run_json(&commands::of_removal(&self.names)).await
     }
 
-    async fn run(&self, commands: &Nftables<'_>) -> Result<(), NftError> {
+    async fn run_json(&self, commands: &Nftables<'_>) -> Result<(), NftError> {
         let input = serde_json::to_vec(commands).map_err(|source| NftError::Encode { source })?;
+        self.run(&["-j", "-f", "-"], &input).await
+    }
+
+    async fn run(&self, arguments: &[&str], input: &[u8]) -> Result<(), NftError> {
         let mut child = Command::new(&self.program)
-            .args(["-j", "-f", "-"])
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -78,7 +89,7 @@ impl Nft {
         let conversation = async {
             let write = async {
                 if let Some(mut stdin) = stdin {
-                    stdin.write_all(&input).await?;
+                    stdin.write_all(input).await?;
                 }
                 Ok::<(), std::io::Error>(())
             };

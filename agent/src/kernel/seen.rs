@@ -10,10 +10,13 @@ use super::tables::{Base, Chain, Set, Table};
 const NF_INET_PRE_ROUTING: u32 = 0;
 const NF_INET_LOCAL_OUT: u32 = 3;
 const NF_INET_POST_ROUTING: u32 = 4;
+const NF_NETDEV_INGRESS: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 const NFT_TABLE_F_DORMANT: u32 = 1;
 const NFT_SET_MAP: u32 = 8;
 const NFT_SET_TIMEOUT: u32 = 16;
+const NFT_SET_EVAL: u32 = 32;
+const FILLED_BY_RULES: u32 = NFT_SET_TIMEOUT | NFT_SET_EVAL;
 
 pub(super) fn table(seen: Table) -> SeenTable {
     let Table { flags, handle, chains, sets, counters } = seen;
@@ -38,28 +41,38 @@ fn chain(seen: Chain) -> SeenChain {
 }
 
 fn hook(base: &Base) -> SeenHook {
-    let Base { kind, hook, priority, policy } = base;
+    let Base { kind, hook, priority, policy, devices } = base;
     let kind = match kind.as_str() {
         "filter" => HookKind::Filter,
         "nat" => HookKind::Nat,
         "route" => HookKind::Route,
         _ => return SeenHook::Other,
     };
-    let point = match *hook {
-        NF_INET_PRE_ROUTING => HookPoint::Prerouting,
-        NF_INET_LOCAL_OUT => HookPoint::Output,
-        NF_INET_POST_ROUTING => HookPoint::Postrouting,
+    let (point, device) = match (*hook, devices.as_slice()) {
+        (NF_INET_PRE_ROUTING, []) => (HookPoint::Prerouting, None),
+        (NF_INET_LOCAL_OUT, []) => (HookPoint::Output, None),
+        (NF_INET_POST_ROUTING, []) => (HookPoint::Postrouting, None),
+        (NF_NETDEV_INGRESS, [device]) => (HookPoint::Ingress, Some(device.clone())),
         _ => return SeenHook::Other,
     };
     if *policy != NF_ACCEPT {
         return SeenHook::Other;
     }
-    SeenHook::Known(Hook { kind, point, priority: *priority })
+    SeenHook::Known(Hook { kind, point, device, priority: *priority })
 }
 
-/// `None` for anything but a plain map or set of addresses.
+/// `None` for anything that we never declare.
 fn declared(set: &Set) -> Option<Declared> {
     let Set { key_len, data_len, flags, size, .. } = *set;
+    if (flags, data_len) == (FILLED_BY_RULES, 0) {
+        // Two addresses and a number of 32 bits.
+        let family = match key_len {
+            12 => Family::V4,
+            36 => Family::V6,
+            _ => return None,
+        };
+        return Some(Declared { kind: DeclaredKind::Fragments, family, size });
+    }
     let family = match key_len {
         4 => Family::V4,
         16 => Family::V6,

@@ -1,4 +1,4 @@
-//! Looks at our two tables as the kernel holds them: chains, rules, sets, counters. Changes nothing.
+//! Looks at our tables as the kernel holds them: chains, rules, sets, counters. Changes nothing.
 //!
 //! Enough to tell whether they are still as they were loaded, without `nft`: every look is a few
 //! system calls. The elements of sets are the business of [`super::elements`].
@@ -16,7 +16,7 @@ use super::nfnetlink::{Kind, Message, Messages, Nfnetlink, NfnetlinkError, undis
 use crate::kernel_state::Count;
 use crate::ruleset::TableNames;
 
-/// Both tables at one moment.
+/// The tables at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TablesState {
     /// The kernel's count of nftables transactions in this namespace, by anyone.
@@ -25,6 +25,8 @@ pub struct TablesState {
     pub main: Option<Table>,
     /// The guard table, if it exists.
     pub guard: Option<Table>,
+    /// The ingress table, if it exists.
+    pub ingress: Option<Table>,
 }
 
 /// A table and what is in it, by name.
@@ -56,8 +58,11 @@ pub struct Chain {
 pub struct Base {
     /// `filter`, `nat` or `route`.
     pub kind: String,
-    /// `enum nf_inet_hooks`: 0 prerouting, 1 input, 2 forward, 3 output, 4 postrouting.
+    /// `enum nf_inet_hooks`: 0 prerouting, 1 input, 2 forward, 3 output, 4 postrouting; of a device
+    /// `enum nf_dev_hooks`: 0 ingress.
     pub hook: u32,
+    /// The devices that it is hooked in at, if it is at devices.
+    pub devices: Vec<String>,
     /// Lower runs earlier.
     pub priority: i32,
     /// `NF_DROP` 0 or `NF_ACCEPT` 1.
@@ -98,13 +103,15 @@ pub struct Set {
     pub count: Option<u32>,
 }
 
-/// The named counters of both tables; those of a missing table are none.
+/// The named counters of the tables; those of a missing table are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Of the main table.
     pub main: BTreeMap<String, Count>,
     /// Of the guard table.
     pub guard: BTreeMap<String, Count>,
+    /// Of the ingress table.
+    pub ingress: BTreeMap<String, Count>,
 }
 
 /// Why tables could not be read.
@@ -117,7 +124,9 @@ pub enum TablesError {
     #[error("cannot read the generation of nftables")]
     Generation(#[source] NfnetlinkError),
     /// The tables could not be read.
-    #[error("cannot read tables inet {} and inet {}", names.main, names.guard)]
+    #[error(
+        "cannot read tables inet {}, inet {} and netdev {}", names.main, names.guard, names.ingress()
+    )]
     Read {
         /// Which.
         names: TableNames,
@@ -143,15 +152,16 @@ impl Tables {
         generation(&mut self.netfilter).map_err(TablesError::Generation)
     }
 
-    /// Both tables, as they were between two transactions.
+    /// The tables, as they were between two transactions.
     pub fn look(&mut self) -> Result<TablesState, TablesError> {
         let Self { netfilter, names } = self;
         undisturbed(|| {
             let generation = generation(netfilter)?;
-            let main = table(netfilter, &names.main)?;
-            let guard = table(netfilter, &names.guard)?;
+            let main = table(netfilter, INET, &names.main)?;
+            let guard = table(netfilter, INET, &names.guard)?;
+            let ingress = table(netfilter, NETDEV, names.ingress())?;
             if self::generation(netfilter)? == generation {
-                Ok(TablesState { generation, main, guard })
+                Ok(TablesState { generation, main, guard, ingress })
             } else {
                 Err(NfnetlinkError::Interrupted)
             }
@@ -163,9 +173,10 @@ impl Tables {
     pub fn counters(&mut self) -> Result<Counters, TablesError> {
         let Self { netfilter, names } = self;
         undisturbed(|| {
-            let main = counters(netfilter, &names.main)?;
-            let guard = counters(netfilter, &names.guard)?;
-            Ok(Counters { main, guard })
+            let main = counters(netfilter, INET, &names.main)?;
+            let guard = counters(netfilter, INET, &names.guard)?;
+            let ingress = counters(netfilter, NETDEV, names.ingress())?;
+            Ok(Counters { main, guard, ingress })
         })
         .map_err(|source| TablesError::Read { names: names.clone(), source })
     }
@@ -174,7 +185,7 @@ impl Tables {
 fn generation(netfilter: &mut Nfnetlink) -> Result<u32, NfnetlinkError> {
     let mut generation = None;
     let mut request = netfilter.requests();
-    put_request(&mut request, NfTablesMessageType::GetGen, NLM_F_ACK);
+    put_request(&mut request, NfTablesMessageType::GetGen, NLM_F_ACK, INET);
     netfilter.read(&request, |message| {
         generation = decode::generation(message.attributes)?.or(generation);
         Ok(())
@@ -182,9 +193,16 @@ fn generation(netfilter: &mut Nfnetlink) -> Result<u32, NfnetlinkError> {
     generation.ok_or(NfnetlinkError::Silent)
 }
 
-fn table(netfilter: &mut Nfnetlink, name: &str) -> Result<Option<Table>, NfnetlinkError> {
+const INET: NetfilterProtoFamily = NetfilterProtoFamily::Inet;
+const NETDEV: NetfilterProtoFamily = NetfilterProtoFamily::NetDev;
+
+fn table(
+    netfilter: &mut Nfnetlink,
+    family: NetfilterProtoFamily,
+    name: &str,
+) -> Result<Option<Table>, NfnetlinkError> {
     let mut request = netfilter.requests();
-    put_request(&mut request, NfTablesMessageType::GetTable, NLM_F_ACK);
+    put_request(&mut request, NfTablesMessageType::GetTable, NLM_F_ACK, family);
     request.text(decode::TABLE_NAME, name);
     let mut table = Table::default();
     match netfilter.read(&request, |message| {
@@ -197,29 +215,30 @@ fn table(netfilter: &mut Nfnetlink, name: &str) -> Result<Option<Table>, Nfnetli
 
     let of_table = |request: &mut Messages| request.text(decode::OF_TABLE, name);
     // Of chains the kernel dumps those of every table of the family, whatever is asked for.
-    dump(netfilter, NfTablesMessageType::GetChain, of_table, |message| {
+    dump(netfilter, family, NfTablesMessageType::GetChain, of_table, |message| {
         let chain = decode::chain(message.attributes, name)?;
         table.chains.extend(chain);
         Ok(())
     })?;
     let mut rules = Vec::new();
-    dump(netfilter, NfTablesMessageType::GetRule, of_table, |message| {
+    dump(netfilter, family, NfTablesMessageType::GetRule, of_table, |message| {
         rules.extend(decode::rule(message.attributes, name)?);
         Ok(())
     })?;
     for (chain, rule) in rules {
         table.chains.entry(chain).or_default().rules.push(rule);
     }
-    dump(netfilter, NfTablesMessageType::GetSet, of_table, |message| {
+    dump(netfilter, family, NfTablesMessageType::GetSet, of_table, |message| {
         table.sets.extend(decode::set(message.attributes, name)?);
         Ok(())
     })?;
-    table.counters = counters(netfilter, name)?;
+    table.counters = counters(netfilter, family, name)?;
     Ok(Some(table))
 }
 
 fn counters(
     netfilter: &mut Nfnetlink,
+    family: NetfilterProtoFamily,
     table: &str,
 ) -> Result<BTreeMap<String, Count>, NfnetlinkError> {
     let mut counters = BTreeMap::new();
@@ -227,7 +246,7 @@ fn counters(
         request.text(decode::OF_TABLE, table);
         request.number(decode::OBJECT_TYPE, decode::COUNTER);
     };
-    dump(netfilter, NfTablesMessageType::GetObject, filter, |message| {
+    dump(netfilter, family, NfTablesMessageType::GetObject, filter, |message| {
         counters.extend(decode::counter(message.attributes, table)?);
         Ok(())
     })?;
@@ -236,17 +255,23 @@ fn counters(
 
 fn dump(
     netfilter: &mut Nfnetlink,
+    family: NetfilterProtoFamily,
     what: NfTablesMessageType,
     filter: impl Fn(&mut Messages),
     each: impl FnMut(Message<'_>) -> Result<(), DecodeError>,
 ) -> Result<(), NfnetlinkError> {
     let mut request = netfilter.requests();
-    put_request(&mut request, what, NLM_F_DUMP);
+    put_request(&mut request, what, NLM_F_DUMP, family);
     filter(&mut request);
     netfilter.read(&request, each)
 }
 
-fn put_request(request: &mut Messages, what: NfTablesMessageType, flags: u16) {
+fn put_request(
+    request: &mut Messages,
+    what: NfTablesMessageType,
+    flags: u16,
+    family: NetfilterProtoFamily,
+) {
     let kind = Kind::new(NetfilterSubsystem::NfTables, what.into());
-    request.message(kind, NLM_F_REQUEST | flags, NetfilterProtoFamily::Inet, 0);
+    request.message(kind, NLM_F_REQUEST | flags, family, 0);
 }

@@ -39,7 +39,11 @@ pub enum TableChange {
 
 impl TableChange {
     /// What makes `seen` into `wanted`; `None` when it is that already.
-    fn between(wanted: &Table, seen: Option<&SeenTable>, loaded: &LoadedDigests) -> Option<Self> {
+    pub(super) fn between(
+        wanted: &Table,
+        seen: Option<&SeenTable>,
+        loaded: &LoadedDigests,
+    ) -> Option<Self> {
         let Some(seen) = seen.filter(|seen| !seen.is_beyond_repair(wanted)) else {
             return Some(Self::Replace(wanted.clone()));
         };
@@ -52,8 +56,8 @@ impl TableChange {
                 .collect(),
             declared: declared
                 .iter()
-                .filter(|(name, _)| !seen.declared.contains_key(**name))
-                .map(|(name, declared)| (*name, *declared))
+                .filter(|(name, _)| !seen.declared.contains_key(name.as_ref()))
+                .map(|(name, declared)| (name.clone(), *declared))
                 .collect(),
             chains: seen
                 .differing_chains(wanted, loaded)
@@ -68,6 +72,12 @@ impl TableChange {
         let is_right =
             fill == Table::default() && remove_chains.is_empty() && remove_declared.is_empty();
         (!is_right).then(|| Self::Amend { fill: Box::new(fill), remove_chains, remove_declared })
+    }
+
+    /// Fills what is named, and removes nothing.
+    pub(super) fn amend(fill: Table) -> Self {
+        let (remove_chains, remove_declared) = (BTreeSet::new(), BTreeSet::new());
+        Self::Amend { fill: Box::new(fill), remove_chains, remove_declared }
     }
 
     const fn replaces(change: Option<&Self>) -> bool {
@@ -159,9 +169,9 @@ pub(super) fn steps(
     desired: &Desired<'_>,
     observed: &Observed,
     touched: Option<&BTreeSet<PodIp>>,
-    [loaded_main, loaded_guard]: &[LoadedDigests; 2],
+    [loaded_main, loaded_guard, _]: &[LoadedDigests; 3],
 ) -> (Vec<Step>, Touched) {
-    let Ruleset { main, guard } = desired.ruleset;
+    let Ruleset { main, guard, ingress: _ } = desired.ruleset;
     let main = TableChange::between(main, observed.main.as_ref(), loaded_main);
     let guard = TableChange::between(guard, observed.guard.as_ref(), loaded_guard);
     // A table made anew is empty, whatever was in it.

@@ -13,14 +13,15 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestCaseError;
-use shared::{PodIp, Vip};
+use shared::block::HOLDERS_PORTS;
+use shared::{Block, PodIp, Vip};
 
 use self::damage::{Damage, damages};
 use self::kernel::{Fate, Kernel};
-use self::packet::Connection;
+use self::packet::{Connection, PODS_PORT};
 use self::world::{IN_CLUSTER, World, every_pod, in_pod_subnet, worlds};
 use super::{Step, plan};
-use crate::routing::{Action, Family, PolicyRule, Route};
+use crate::routing::{Action, Decision, Family, PolicyRule, Route};
 use crate::unsure::{Unsure, Vouched};
 
 const LOCAL: &str = "veth";
@@ -49,13 +50,15 @@ struct Tolerance<'a> {
     start: BTreeMap<PodIp, Option<Vip>>,
     /// The agent has not restarted since the old world.
     remembers: bool,
+    /// No step fails, so that what comes for a connection here is never passed on to another node.
+    answers: bool,
 }
 
 impl<'a> Tolerance<'a> {
     /// `start` is the kernel before the plan.
     fn between(old: &'a World, new: &'a World, start: &Kernel) -> Self {
         let remembers = start.places.is_some();
-        Self { old: Some(old), new, start: start.pods.vips.clone(), remembers }
+        Self { old: Some(old), new, start: start.pods.vips.clone(), remembers, answers: true }
     }
 
     fn worlds(&self) -> impl Iterator<Item = &World> {
@@ -66,13 +69,26 @@ impl<'a> Tolerance<'a> {
         self.worlds().any(|world| world.mappings.vips().contains_key(&vip))
     }
 
+    /// A port that is nobody else's.
+    fn may_have(&self, vip: Vip, port: u16) -> bool {
+        let is_holders = |world: &World| world.mappings.vips().contains_key(&vip);
+        self.worlds().any(|world| match world.direct(vip) {
+            Some(direct) => match Block::of_port(port) {
+                Some(block) => direct.own.contains(&block),
+                None => HOLDERS_PORTS.contains(&port),
+            },
+            None => is_holders(world),
+        })
+    }
+
     fn first(&self, pod: PodIp, fate: Fate) -> bool {
         match fate {
             Fate::Dropped => true,
             Fate::ToHolder(vip) => self.knows(vip),
-            Fate::LeavesWith(vip) => {
+            Fate::LeavesWith(vip, port) => {
                 let maps = self.worlds().map(|world| world.mappings.pods()).chain([&self.start]);
                 maps.into_iter().any(|pods| pods.get(&pod) == Some(&Some(vip)))
+                    && self.may_have(vip, port)
             }
             Fate::NodeAddress => {
                 self.old.is_none()
@@ -86,7 +102,9 @@ impl<'a> Tolerance<'a> {
         match fate {
             Fate::Dropped => true,
             Fate::ToHolder(vip) => self.knows(vip),
-            Fate::LeavesWith(vip) => connection.source == Some(vip.addr()),
+            Fate::LeavesWith(vip, port) => {
+                connection.source == Some(vip.addr()) && self.may_have(vip, port)
+            }
             Fate::NodeAddress | Fate::PodAddress => false,
         }
     }
@@ -111,6 +129,12 @@ impl<'a> Tolerance<'a> {
         for connection in kernel.connections.iter().filter(bound) {
             let fate = kernel.next_packet(*connection);
             prop_assert!(self.bound(*connection, fate), "{connection:?}: {fate:?} after {after}");
+            if let (Fate::LeavesWith(vip, port), Some((_, Decision::Direct)), true) =
+                (fate, kernel.marks.id_of(connection.mark), self.answers)
+            {
+                let to = kernel.passed_on(vip, port);
+                prop_assert_eq!(to, None, "answers to {:?} after {}", connection, after);
+            }
         }
         Ok(())
     }
@@ -125,28 +149,66 @@ fn check_fates(kernel: &Kernel, world: &World) -> Result<(), TestCaseError> {
         let in_subnet = in_pod_subnet(pod) && !world.mappings.networks().pod_subnets().is_empty();
         let Vouched { known, unsure } = &world.vouched;
         let unknown = in_subnet && *unsure != Unsure::No && !known.contains(&pod);
+        let direct = vip.and_then(|vip| world.direct(vip));
+        let open = direct.as_ref().map(|direct| &direct.open).filter(|open| !open.is_empty());
+        let has_holders = |port: u16| match direct {
+            Some(_) => HOLDERS_PORTS.contains(&port),
+            None => port == PODS_PORT,
+        };
         let wanted = match vip {
             _ if !mapped && unknown => Fate::Dropped,
             _ if !mapped => Fate::NodeAddress,
-            Some(vip) if here => Fate::LeavesWith(vip),
+            Some(vip) if here => Fate::LeavesWith(vip, PODS_PORT),
             Some(vip) if world.uplink(vip).is_some() => Fate::ToHolder(vip),
             _ => Fate::Dropped,
         };
-        prop_assert_eq!(kernel.first_packet(pod, LOCAL), wanted, "{}", pod);
+        for _ in 0..4 {
+            let fate = kernel.first_packet(pod, LOCAL);
+            let is_right = match (fate, open) {
+                (Fate::LeavesWith(with, port), Some(open)) => {
+                    vip == Some(with)
+                        && Block::of_port(port).is_some_and(|block| open.contains(&block))
+                }
+                (Fate::LeavesWith(with, port), None) => {
+                    wanted == Fate::LeavesWith(with, PODS_PORT) && has_holders(port)
+                }
+                _ => fate == wanted && open.is_none(),
+            };
+            prop_assert!(is_right, "{pod}: {fate:?}, not {wanted:?} or by {open:?}");
+        }
         for uplink in world.mappings.vips().keys().filter_map(|vip| world.uplink(*vip)) {
             let wanted = match vip {
-                Some(vip) if here => Fate::LeavesWith(vip),
+                Some(vip) if here => Fate::LeavesWith(vip, PODS_PORT),
                 _ if mapped => Fate::Dropped,
                 _ if in_subnet => Fate::Dropped,
                 _ => Fate::NodeAddress,
             };
-            prop_assert_eq!(kernel.first_packet(pod, &uplink), wanted, "{} over {}", pod, uplink);
+            let fate = match kernel.first_packet(pod, &uplink) {
+                Fate::LeavesWith(with, port) if has_holders(port) => {
+                    Fate::LeavesWith(with, PODS_PORT)
+                }
+                fate => fate,
+            };
+            prop_assert_eq!(fate, wanted, "{} over {}", pod, uplink);
         }
         let inside = IN_CLUSTER[usize::from(!pod.is_ipv4())].parse().unwrap();
         if world.mappings.networks().pod_subnets().iter().any(|net| net.contains(&inside)) {
-            let first = Connection { pod, mark: 0, source: None, session: true };
+            let first = Connection::new(pod, true);
             let (fate, after) = kernel.send(first, true, inside, LOCAL);
             prop_assert_eq!((fate, after.mark), (Fate::NodeAddress, 0), "{} inside", pod);
+        }
+    }
+    check_answers(kernel, world)
+}
+
+/// What comes for a block is passed on to the node that has it, and nothing else is.
+fn check_answers(kernel: &Kernel, world: &World) -> Result<(), TestCaseError> {
+    for vip in world.mappings.vips().keys() {
+        let direct = world.direct(*vip).unwrap_or_default();
+        for port in [1023, 1024, 2047, 2048, 3500, 5119, 5120, 49_151, 49_152, 65_535] {
+            let block = Block::of_port(port).filter(|_| direct.uplink.is_some());
+            let wanted = block.and_then(|block| direct.others.get(&block)).copied();
+            prop_assert_eq!(kernel.passed_on(*vip, port), wanted, "{} port {}", vip, port);
         }
     }
     Ok(())
@@ -164,12 +226,20 @@ fn check_forgotten(kernel: &Kernel, tolerance: &Tolerance<'_>) -> Result<(), Tes
         prop_assert!(!(newly_mapped && unbound), "{connection:?} was not forgotten");
     }
     for connection in &kernel.connections {
-        let Some((id, away)) = kernel.marks.id_of(connection.mark) else { continue };
+        let Some((id, decision)) = kernel.marks.id_of(connection.mark) else { continue };
         let new = tolerance.new;
         let vip = new.mappings.vips().iter().find(|(_, of)| **of == id).map(|(vip, _)| *vip);
-        let holds = vip.is_some_and(|vip| new.facts.holds(vip) != away);
+        let block = connection.port.and_then(Block::of_port);
+        let direct = vip.and_then(|vip| new.direct(vip)).unwrap_or_default();
+        let holds = vip.is_some_and(|vip| match decision {
+            Decision::Here => new.facts.holds(vip),
+            Decision::Away => !new.facts.holds(vip),
+            Decision::Direct => block.is_some_and(|block| direct.own.contains(&block)),
+        });
         // After a restart nobody knows whose VIP it was; the guard drops what is wrong.
-        let as_translated = away || !tolerance.remembers || connection.source == vip.map(Vip::addr);
+        let as_translated = decision == Decision::Away
+            || !tolerance.remembers
+            || connection.source == vip.map(Vip::addr);
         prop_assert!(holds && as_translated, "{connection:?} is bound to what is no longer so");
     }
     Ok(())
@@ -235,7 +305,8 @@ proptest! {
     #[test]
     fn from_nothing_every_step_is_safe_and_the_plan_gets_there(world in worlds()) {
         let mut kernel = Kernel { local: world.local(), ..Kernel::default() };
-        let tolerance = Tolerance { old: None, new: &world, start: BTreeMap::new(), remembers: false };
+        let (start, remembers, answers) = (BTreeMap::new(), false, true);
+        let tolerance = Tolerance { old: None, new: &world, start, remembers, answers };
         let steps = planned(&kernel, &world);
         act(&mut kernel, &steps, None, &tolerance)?;
         check_fates(&kernel, &world)?;
@@ -283,6 +354,7 @@ proptest! {
         let steps = planned(&kernel, &new);
         prop_assume!(!steps.is_empty());
         let tolerance = Tolerance::between(&old, &new, &kernel);
+        let tolerance = Tolerance { answers: false, ..tolerance };
         act(&mut kernel, &steps, Some(at.index(steps.len())), &tolerance)?;
         let steps = planned(&kernel, &new);
         act(&mut kernel, &steps, None, &tolerance)?;
@@ -297,6 +369,7 @@ proptest! {
     ) {
         let kernel = in_between(&old, &new, &Damage::default());
         let tolerance = Tolerance::between(&old, &new, &kernel);
+        let tolerance = Tolerance { answers: false, ..tolerance };
         let steps = planned(&kernel, &new);
         // Where the way to a holder could not be made, the guard is needed.
         let optional = |step: &Step| !matches!(step, Step::AddRoute(_) | Step::AddRule(_));
@@ -320,7 +393,7 @@ proptest! {
         let kernel = in_between(&old, &new, &damage);
         let ours = new.settings.ownership;
         let ours_rule = |rule: &PolicyRule| {
-            let whole = (rule.mask, rule.mark & !rule.mask) == (ours.marks().mask(), 0);
+            let whole = (rule.mask, rule.mark & !rule.mask) == (ours.marks().of_packets(), 0);
             ours.priorities().contains(&rule.priority)
                 && match rule.action {
                     Action::Lookup(table) => ours.tables().contains(&table) && whole,
@@ -352,7 +425,7 @@ proptest! {
                         mark & !ours.marks().mask() == 0 && ours.marks().id_of(*mark).is_some()
                     })
                 }
-                Step::ChangeTables(_) | Step::ChangePods(_) => true,
+                Step::ChangeTables(_) | Step::ChangeIngress(_) | Step::ChangePods(_) => true,
             };
             prop_assert!(is_ours, "{step}");
         }

@@ -5,16 +5,30 @@ use std::str::FromStr;
 
 use shared::RouteId;
 
-/// Eight neighbouring bits for the route id, and one bit that says the VIP is away: on another
-/// node. All other bits of a mark belong to others (the CNI, kube-proxy) and are left as they are.
+/// Eight neighbouring bits for the route id, one bit that says the VIP is away, on another node, and
+/// one, which may be missing, that says the connection takes the direct path. All other bits of a
+/// mark belong to others (the CNI, kube-proxy) and are left as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MarkMask {
     id_shift: u32,
     away: u32,
+    /// 0 if there is none.
+    direct: u32,
+}
+
+/// What was decided about a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Decision {
+    /// This node holds the VIP and translates.
+    Here,
+    /// The VIP's holder translates.
+    Away,
+    /// This node translates with ports of its own, whoever holds the VIP.
+    Direct,
 }
 
 impl MarkMask {
-    /// The mark of a packet whose VIP is on this node.
+    /// The mark of a packet whose VIP is on this node, and of one that goes straight out.
     pub const fn here(self, id: RouteId) -> u32 {
         // `as`: `u32::from` is not const
         (id.number() as u32) << self.id_shift
@@ -25,8 +39,19 @@ impl MarkMask {
         self.here(id) | self.away
     }
 
-    /// All nine bits.
+    /// The mark of a connection (never of a packet) that takes the direct path; `None` where no bit
+    /// is left for that.
+    pub const fn direct(self, id: RouteId) -> Option<u32> {
+        if self.direct == 0 { None } else { Some(self.here(id) | self.direct) }
+    }
+
+    /// All bits: those of a connection's mark.
     pub const fn mask(self) -> u32 {
+        self.of_packets() | self.direct
+    }
+
+    /// The nine bits of a packet's mark, which policy rules go by.
+    pub const fn of_packets(self) -> u32 {
         (0xff << self.id_shift) | self.away
     }
 
@@ -40,38 +65,57 @@ impl MarkMask {
         self.away
     }
 
-    /// The route id in a mark and whether its VIP is away; the bits of others do not matter.
-    /// `None` when the id is none of ours.
-    pub fn id_of(self, mark: u32) -> Option<(RouteId, bool)> {
+    /// The bit that tells [`direct`](Self::direct) from [`here`](Self::here), if there is one.
+    pub const fn direct_bit(self) -> Option<u32> {
+        if self.direct == 0 { None } else { Some(self.direct) }
+    }
+
+    /// The route id in a connection's mark and what was decided; the bits of others do not matter.
+    /// `None` when the mark is none of ours.
+    pub fn id_of(self, mark: u32) -> Option<(RouteId, Decision)> {
         let id = RouteId::try_from((mark >> self.id_shift) & 0xff).ok()?;
-        Some((id, mark & self.away != 0))
+        let decision = match (mark & self.away != 0, mark & self.direct != 0) {
+            (false, false) => Decision::Here,
+            (true, false) => Decision::Away,
+            (false, true) => Decision::Direct,
+            (true, true) => return None,
+        };
+        Some((id, decision))
     }
 }
 
-/// `0x000010ff`: clear of kube-proxy and flannel (0xc000), Cilium (0x0f00 and the upper half) and
+/// `0x000030ff`: clear of kube-proxy and flannel (0xc000), Cilium (0x0f00 and the upper half) and
 /// Calico (the upper half).
 impl Default for MarkMask {
     fn default() -> Self {
-        Self { id_shift: 0, away: 0x1000 }
+        Self { id_shift: 0, away: 0x1000, direct: 0x2000 }
     }
 }
 
-/// The number is no mask of eight neighbouring bits and one more.
+/// The number is no mask of eight neighbouring bits and one or two more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not a mark mask; use nine bits, eight of them side by side for the route id and \
-     one elsewhere for \"away\", as in 0x000010ff"
+    "{0:?} is not a mark mask; use ten bits, eight of them side by side for the route id and two \
+     elsewhere for \"away\" and \"direct\", as in 0x000030ff, or nine bits where no VIP takes the \
+     direct path"
 )]
 pub struct InvalidMarkMask(pub String);
 
-/// The lowest eight neighbouring bits are the route id's, the one left over is "away".
+/// The lowest eight neighbouring bits are the route id's; of those left over the lower one is "away",
+/// the other, if there is one, "direct".
 impl TryFrom<u32> for MarkMask {
     type Error = InvalidMarkMask;
 
     fn try_from(mask: u32) -> Result<Self, InvalidMarkMask> {
         (0..=24)
-            .map(|id_shift| Self { id_shift, away: mask & !(0xff << id_shift) })
-            .find(|candidate| candidate.away.is_power_of_two() && candidate.mask() == mask)
+            .map(|id_shift| (id_shift, 0xff << id_shift))
+            .find(|(_, id)| mask & id == *id)
+            .map(|(id_shift, id)| (id_shift, mask & !id))
+            .filter(|(_, others)| (1..=2).contains(&others.count_ones()))
+            .map(|(id_shift, others)| {
+                let away = 1 << others.trailing_zeros();
+                Self { id_shift, away, direct: others & !away }
+            })
             .ok_or_else(|| InvalidMarkMask(format!("{mask:#x}")))
     }
 }
@@ -106,29 +150,53 @@ mod tests {
     use super::*;
 
     fn any_mask() -> impl Strategy<Value = MarkMask> {
-        (0..=24_u32, 0..32_u32)
-            .prop_filter("the away bit lies outside of the id", |(shift, away)| {
-                (0xff_u32 << shift) & (1 << away) == 0
+        (0..=24_u32, 0..32_u32, prop::option::of(0..32_u32))
+            .prop_filter("the other bits lie outside of the id", |(shift, away, direct)| {
+                let id = 0xff_u32 << shift;
+                id & (1 << away) == 0 && direct.is_none_or(|direct| id & (1 << direct) == 0)
             })
-            .prop_map(|(id_shift, away)| MarkMask { id_shift, away: 1 << away })
+            .prop_filter("away is the lower of the two", |(_, away, direct)| {
+                direct.is_none_or(|direct| away < &direct)
+            })
+            .prop_map(|(id_shift, away, direct)| MarkMask {
+                id_shift,
+                away: 1 << away,
+                direct: direct.map_or(0, |direct| 1 << direct),
+            })
     }
 
     #[test]
     fn the_default_is_the_one_the_documents_name() {
         let mask = MarkMask::default();
         let id = RouteId::try_from(64).unwrap();
-        assert_eq!(mask.to_string(), "0x000010ff");
-        assert_eq!("0x000010ff".parse(), Ok(mask));
+        assert_eq!(mask.to_string(), "0x000030ff");
+        assert_eq!("0x000030ff".parse(), Ok(mask));
         assert_eq!((mask.here(id), mask.away(id)), (0x0040, 0x1040));
+        assert_eq!((mask.direct(id), mask.of_packets()), (Some(0x2040), 0x10ff));
     }
 
     #[rstest]
-    #[case("0x1ff", 0, 0x100)] // nine in a row: the lowest eight are the id
-    #[case("0xff000001", 24, 1)]
-    #[case("0x80ff0000", 16, 0x8000_0000)]
-    #[case("4351", 0, 0x1000)]
-    fn a_mask_is_nine_bits(#[case] text: &str, #[case] shift: u32, #[case] away: u32) {
-        assert_eq!(text.parse(), Ok(MarkMask { id_shift: shift, away }));
+    #[case("0x1ff", 0, 0x100, 0)] // nine in a row: the lowest eight are the id
+    #[case("0x3ff", 0, 0x100, 0x200)]
+    #[case("0xff000001", 24, 1, 0)]
+    #[case("0x80ff0000", 16, 0x8000_0000, 0)]
+    #[case("0x80ff0001", 16, 1, 0x8000_0000)]
+    #[case("4351", 0, 0x1000, 0)]
+    fn a_mask_is_nine_or_ten_bits(
+        #[case] text: &str,
+        #[case] id_shift: u32,
+        #[case] away: u32,
+        #[case] direct: u32,
+    ) {
+        assert_eq!(text.parse(), Ok(MarkMask { id_shift, away, direct }));
+    }
+
+    #[test]
+    fn nine_bits_are_as_they_were_before_there_was_a_tenth() {
+        let mask: MarkMask = "0x000010ff".parse().unwrap();
+        let id = RouteId::try_from(64).unwrap();
+        assert_eq!((mask.mask(), mask.direct(id), mask.direct_bit()), (0x10ff, None, None));
+        assert_eq!(mask.id_of(0x3040), Some((id, Decision::Away)), "0x2000 is somebody else's");
     }
 
     #[rstest]
@@ -136,7 +204,7 @@ mod tests {
     #[case("0")]
     #[case("0xff")]
     #[case("0x10fe")]
-    #[case("0x30ff")]
+    #[case("0x70ff")]
     #[case("0x1010101")]
     #[case("0xffffffff")]
     #[case("-1")]
@@ -158,8 +226,13 @@ mod tests {
         fn marks_are_told_apart_whatever_others_set(mask in any_mask(), noise: u32) {
             for id in RouteId::all() {
                 let noise = noise & !mask.mask();
-                prop_assert_eq!(mask.id_of(mask.here(id) | noise), Some((id, false)));
-                prop_assert_eq!(mask.id_of(mask.away(id) | noise), Some((id, true)));
+                prop_assert_eq!(mask.id_of(mask.here(id) | noise), Some((id, Decision::Here)));
+                prop_assert_eq!(mask.id_of(mask.away(id) | noise), Some((id, Decision::Away)));
+                if let Some(direct) = mask.direct(id) {
+                    prop_assert_eq!(mask.id_of(direct | noise), Some((id, Decision::Direct)));
+                }
+                // A packet's mark has no such bit: somebody else's may be there.
+                prop_assert_eq!(mask.here(id) & !mask.of_packets(), 0);
             }
         }
     }

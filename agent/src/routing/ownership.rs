@@ -118,7 +118,7 @@ impl Ownership {
             family,
             priority: self.priority(id),
             mark: self.marks.away(id),
-            mask: self.marks.mask(),
+            mask: self.marks.of_packets(),
             action: Action::Lookup(self.table(id)),
         }
     }

@@ -1,6 +1,7 @@
 //! The chains of both tables, rule by rule. Order within a chain is part of the meaning. Those of
 //! the main table are here, the guard's in a room of their own.
 
+mod direct;
 mod guard;
 
 use std::collections::BTreeMap;
@@ -30,7 +31,7 @@ const BEFORE_MASQUERADE: i32 = 90;
 const AFTER_SNAT: i32 = 150;
 
 fn base(kind: HookKind, point: HookPoint, priority: i32, rules: Vec<Rule>) -> Chain {
-    Chain { hook: Some(Hook { kind, point, priority }), rules }
+    Chain { hook: Some(Hook { kind, point, device: None, priority }), rules }
 }
 
 fn plain(rules: Vec<Rule>) -> Chain {
@@ -128,7 +129,7 @@ pub(super) fn main(input: &Input) -> BTreeMap<String, Chain> {
     );
     chains.insert(
         "classify".into(),
-        base(HookKind::Filter, HookPoint::Prerouting, AFTER_DNAT, classify(input)),
+        base(HookKind::Filter, HookPoint::Prerouting, AFTER_DNAT, classify(input, &views)),
     );
     // Asked of the connection: a packet's mark may be changed by others on its way.
     let mut translate =
@@ -160,6 +161,7 @@ pub(super) fn main(input: &Input) -> BTreeMap<String, Chain> {
     for (vip, id) in &input.vips {
         chains.extend(decisions(input, *vip, *id));
     }
+    chains.extend(views.iter().flat_map(direct::chains));
     chains
 }
 
@@ -188,10 +190,10 @@ fn vip_closed(view: &View) -> Vec<Rule> {
     rules
 }
 
-fn classify(input: &Input) -> Vec<Rule> {
+fn classify(input: &Input, views: &[View]) -> Vec<Rule> {
     let mut rules =
         vec![Rule::new("answers of pods", [is(ct_direction(), word("reply")), accept()])];
-    let bound: Vec<_> = input
+    let mut bound: Vec<_> = input
         .vips
         .values()
         .flat_map(|id| {
@@ -201,6 +203,7 @@ fn classify(input: &Input) -> Vec<Rule> {
             ]
         })
         .collect();
+    bound.extend(views.iter().flat_map(direct::bound));
     if !bound.is_empty() {
         let decision = masked(ct_mark(), input.mask.mask());
         rules.push(Rule::new("as the connection began", [choose(decision, map(bound))]));
@@ -269,11 +272,11 @@ fn new(view: &View) -> Vec<Rule> {
 
 /// From here on the source is the VIP, until `here_N` or `away_N` puts the pod's back.
 fn egress(view: &View) -> Vec<Rule> {
-    [
-        when(
-            "no translation without tracking",
-            [Some(state_in(&["invalid", "untracked"])), Some(count("invalid")), Some(drop())],
-        ),
+    let untracked = state_in(&["invalid", "untracked"]);
+    let mut rules =
+        vec![Rule::new("no translation without tracking", [untracked, count("invalid"), drop()])];
+    rules.extend(direct::decision(view));
+    let otherwise = [
         when(
             "VIP is here",
             [Some(is(fib_type(FibFlag::Saddr), word("local"))), view.by_vip("here", |_| true)],
@@ -281,10 +284,9 @@ fn egress(view: &View) -> Vec<Rule> {
         when("VIP is not here", [view.over_uplink(), Some(count("not_holder")), Some(drop())]),
         when("VIP is away", [view.by_vip("away", |vip| view.input.reachable.contains(vip))]),
         when("no usable VIP", [Some(count("held")), Some(drop())]),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    ];
+    rules.extend(otherwise.into_iter().flatten());
+    rules
 }
 
 /// A translation to the packet's own address takes the connection's slot, so that no masquerade
@@ -299,7 +301,12 @@ fn translation(view: &View) -> Vec<Rule> {
         let parts = [is(decision(), set(away)), snat_to(family, saddr(family))];
         rules.push(Rule::new("the holder translates", parts));
     }
-    let vips: Vec<_> = view.vips().map(|(vip, id)| (number(mask.here(id)), address(vip))).collect();
+    let by_port = direct::translations(view);
+    if !by_port.is_empty() {
+        rules.push(Rule::new("by ports", [choose(decision(), map(by_port))]));
+    }
+    let whole = view.vips().filter(|(vip, _)| !view.input.direct.contains_key(vip));
+    let vips: Vec<_> = whole.map(|(vip, id)| (number(mask.here(id)), address(vip))).collect();
     if !vips.is_empty() {
         let vip = looked_up(decision(), map(vips));
         rules.push(Rule::new("with the VIP", [snat_to(family, vip)]));
@@ -318,12 +325,6 @@ fn no_egress(view: &View) -> Rule {
 /// this, a server would never learn that the pods' network has a smaller MTU.
 fn report(view: &View) -> Option<Rule> {
     let family = view.family;
-    let errors = match family {
-        Family::V4 => &["destination-unreachable", "time-exceeded", "parameter-problem"][..],
-        Family::V6 => {
-            &["destination-unreachable", "packet-too-big", "time-exceeded", "parameter-problem"]
-        }
-    };
     let mask = view.input.mask;
     let ways: Vec<_> = view
         .vips()
@@ -333,12 +334,23 @@ fn report(view: &View) -> Option<Rule> {
         Rule::new(
             "by the holder",
             [
-                is(icmp_type(family), set(errors.iter().copied().map(word))),
+                is_error(family),
                 is(ct_direction(), word("original")),
                 choose(masked(ct_mark(), mask.mask()), map(ways)),
             ],
         )
     })
+}
+
+/// An ICMP message that quotes a packet.
+fn is_error(family: Family) -> Part {
+    let errors = match family {
+        Family::V4 => &["destination-unreachable", "time-exceeded", "parameter-problem"][..],
+        Family::V6 => {
+            &["destination-unreachable", "packet-too-big", "time-exceeded", "parameter-problem"]
+        }
+    };
+    is(icmp_type(family), set(errors.iter().copied().map(word)))
 }
 
 /// The four chains of a VIP: a decision is bound to the connection when it is made, and written
@@ -347,7 +359,8 @@ fn decisions(input: &Input, vip: Vip, id: RouteId) -> [(String, Chain); 4] {
     let family = Family::of(vip.addr());
     let mask = input.mask.mask();
     let marking = |mark| {
-        plain(vec![Rule::new(&format!("VIP {vip}"), [write_bits(&meta_mark(), mask, mark)])])
+        let bits = input.mask.of_packets();
+        plain(vec![Rule::new(&format!("VIP {vip}"), [write_bits(&meta_mark(), bits, mark)])])
     };
     let deciding = |mark, next: &str| {
         plain(vec![

@@ -2,14 +2,16 @@
 //! so that what a person reads and what is loaded cannot differ.
 
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use nftables::expr::{
     BinaryOperation, CT, CTDir, Expression, Fib, FibFlag, FibResult, Map, Meta, MetaKey,
-    NamedExpression, Payload, PayloadField, Prefix, RT, RTFamily, RTKey, SetItem, Verdict,
+    NamedExpression, NgMode, Numgen, Payload, PayloadField, Prefix, RT, RTFamily, RTKey, Range,
+    SetItem, Verdict,
 };
 use nftables::stmt::{
-    Counter, JumpTarget, Mangle, Match, NAT, NATFamily, Operator, Statement, VerdictMap,
+    Counter, JumpTarget, Mangle, Match, NAT, NATFamily, NATFlag, Operator, Statement, VerdictMap,
 };
 
 use super::unsure_key;
@@ -63,6 +65,31 @@ pub(super) fn icmp_type(family: Family) -> Expr {
         Family::V4 => header("icmp", "type"),
         Family::V6 => header("icmpv6", "type"),
     }
+}
+
+/// The protocol that the network layer carries.
+pub(super) fn l4proto() -> Expr {
+    meta(MetaKey::L4proto, "meta l4proto")
+}
+
+/// Source port of whatever protocol has one.
+pub(super) fn sport() -> Expr {
+    header("th", "sport")
+}
+
+pub(super) fn echo_id(family: Family) -> Expr {
+    match family {
+        Family::V4 => header("icmp", "id"),
+        Family::V6 => header("icmpv6", "id"),
+    }
+}
+
+/// A number from 0 on, below `end`, by chance.
+pub(super) fn random_below(end: u32) -> Expr {
+    named(
+        format!("numgen random mod {end}"),
+        NamedExpression::Numgen(Numgen { mode: NgMode::Random, ng_mod: end, offset: None }),
+    )
 }
 
 /// `tcp flags & (syn | ack)`: what tells a first segment (`syn` alone) from all others.
@@ -148,6 +175,11 @@ fn binary(operation: BinaryOperation<'static>) -> Expression<'static> {
 
 pub(super) fn number(value: u32) -> Expr {
     Expr { text: format!("{value:#010x}"), json: Expression::Number(value) }
+}
+
+/// A number as people write it.
+pub(super) fn decimal(value: u32) -> Expr {
+    Expr { text: value.to_string(), json: Expression::Number(value) }
 }
 
 pub(super) fn masked(expr: Expr, mask: u32) -> Expr {
@@ -314,6 +346,38 @@ pub(super) fn snat_to(family: Family, address: Expr) -> Part {
             flags: None,
         })),
     }
+}
+
+/// How a port is chosen from a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// The packet's own, if it is in the range and free.
+    Own,
+    /// Any.
+    Random,
+}
+
+/// Wants a match of the protocol before it.
+pub(super) fn snat_to_ports(
+    family: Family,
+    address: &Expr,
+    ports: &RangeInclusive<u16>,
+    choice: Choice,
+) -> Part {
+    let Part { text, mut json } = snat_to(family, address.clone());
+    let (first, last) = (u32::from(*ports.start()), u32::from(*ports.end()));
+    if let Statement::SNAT(Some(nat)) = &mut json {
+        nat.port = Some(Expression::Range(Box::new(Range {
+            range: [Expression::Number(first), Expression::Number(last)],
+        })));
+        nat.flags = (choice == Choice::Random).then(|| [NATFlag::FullyRandom].into());
+    }
+    let text = match family {
+        Family::V4 => text,
+        Family::V6 => format!("snat ip6 to [{}]", address.text),
+    };
+    let flag = if choice == Choice::Random { " fully-random" } else { "" };
+    Part { text: format!("{text}:{first}-{last}{flag}"), json }
 }
 
 pub(super) fn count(counter: &'static str) -> Part {

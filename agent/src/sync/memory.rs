@@ -21,7 +21,7 @@ enum View {
     Facts,
     /// Policy rules and routes.
     Routing,
-    /// Both tables, but for their pods.
+    /// The tables, but for their pods.
     Tables,
     /// The tables' pods: dear, when they are many.
     Pods,
@@ -41,12 +41,14 @@ pub(super) struct Memory {
     /// What the kernel holds of ours.
     pub(super) observed: Observed,
     /// What the tables' rules were when we loaded them.
-    pub(super) loaded: [LoadedDigests; 2],
+    pub(super) loaded: [LoadedDigests; 3],
     /// The only pods that may differ from what is desired; `None` when any may.
     pub(super) touched: Option<BTreeSet<PodIp>>,
     /// The interfaces whose reverse path filters were looked at.
     filters_seen: BTreeSet<String>,
     doubted: BTreeSet<View>,
+    /// What hooks in at devices may be another without a transaction.
+    link_changed: bool,
     /// Tables and pods were seen after this transaction of anybody's.
     generation: u32,
     /// In which set of which table the pods are that were seen, by their numbers.
@@ -63,6 +65,7 @@ impl Default for Memory {
             touched: None,
             filters_seen: BTreeSet::new(),
             doubted: View::ALL.into(),
+            link_changed: false,
             generation: 0,
             holders: [None; 6],
         }
@@ -88,9 +91,9 @@ impl Memory {
     pub(super) fn doubt(&mut self, notice: &Notice) {
         let views: &[View] = match notice {
             Notice::Address { .. } | Notice::Networks | Notice::Routed { .. } => &[View::Facts],
-            // Routes and settings go with their devices, without a notice of their own.
+            // Routes, settings and what hooks in at devices go with them, without a notice.
             Notice::Link { .. } | Notice::LinkGone { .. } => {
-                &[View::Facts, View::Routing, View::Filters]
+                &[View::Facts, View::Routing, View::Filters, View::Tables]
             }
             Notice::Routing => &[View::Routing],
             Notice::NetConf { .. } => &[View::Filters],
@@ -99,6 +102,7 @@ impl Memory {
             Notice::Overrun => &View::ALL,
         };
         self.doubted.extend(views);
+        self.link_changed |= matches!(notice, Notice::Link { .. } | Notice::LinkGone { .. });
     }
 
     /// Has everything looked at again but pods: reading them takes long, and every change of them
@@ -123,6 +127,7 @@ impl Memory {
         let of_nftables = [View::Tables, View::Pods];
         if of_nftables.iter().any(|view| self.doubted.contains(view))
             && kernel.generation()? == self.generation
+            && !std::mem::take(&mut self.link_changed)
         {
             // Nobody has changed any table since: whatever was told or lost was older.
             self.doubted.retain(|view| !of_nftables.contains(view));
@@ -166,6 +171,16 @@ impl Memory {
             | Step::DeleteRoute(_)
             | Step::DeleteStray(_) => self.doubted.extend([View::Routing]),
             Step::ChangeTables(change) if done => self.tables_changed(change, kernel)?,
+            Step::ChangeIngress(_) => {
+                self.look_at_tables(kernel)?;
+                if done {
+                    let seen = self.observed.ingress.as_ref();
+                    self.loaded[2] = seen.map(LoadedDigests::of).unwrap_or_default();
+                } else {
+                    self.generation = 0;
+                    self.doubted.extend([View::Tables]);
+                }
+            }
             Step::ChangeTables(_) => {
                 self.generation = 0;
                 self.doubted.extend([View::Tables, View::Pods]);
@@ -231,6 +246,7 @@ impl Memory {
         let seen = kernel.look_at_tables()?;
         self.observed.main = seen.main;
         self.observed.guard = seen.guard;
+        self.observed.ingress = seen.ingress;
         self.generation = seen.generation;
         self.doubted.remove(&View::Tables);
         Ok(())

@@ -50,9 +50,11 @@ fn a_look_sees_what_nft_loaded_and_only_in_our_tables() {
         assert_eq!(main.chains.keys().collect::<Vec<_>>(), ["classify", "idle"]);
         assert!(main.chains["idle"].base.is_none() && main.chains["idle"].rules.is_empty());
         let kind = "filter".to_owned();
-        let base = Base { kind: kind.clone(), hook: 0, priority: -99, policy: 1 };
+        let devices = Vec::new;
+        let base =
+            Base { kind: kind.clone(), hook: 0, devices: devices(), priority: -99, policy: 1 };
         assert_eq!(main.chains["classify"].base, Some(base));
-        let base = Base { kind, hook: 4, priority: 150, policy: 0 };
+        let base = Base { kind, hook: 4, devices: devices(), priority: 150, policy: 0 };
         assert_eq!(guard.chains["out"].base, Some(base));
         assert_eq!(guard.chains["out"].rules.len(), 1);
 

@@ -28,27 +28,28 @@ pub(super) fn of_change(names: &TableNames, change: &TablesChange) -> Nftables<'
 
 pub(super) fn of_removal(names: &TableNames) -> Nftables<'static> {
     let mut batch = Batch::new();
-    remove_table(&mut batch, &names.main);
-    remove_table(&mut batch, &names.guard);
+    remove_table(&mut batch, FAMILY, &names.main);
+    remove_table(&mut batch, FAMILY, &names.guard);
+    remove_table(&mut batch, NfFamily::NetDev, names.ingress());
     batch.to_nftables()
 }
 
-fn table(name: &str) -> NfListObject<'static> {
-    NfListObject::Table(NfTable { family: FAMILY, name: name.to_owned().into(), handle: None })
+fn table(family: NfFamily, name: &str) -> NfListObject<'static> {
+    NfListObject::Table(NfTable { family, name: name.to_owned().into(), handle: None })
 }
 
 /// nft 1.0.6 has no `destroy` in JSON: what is added first can be deleted without an error.
-fn remove_table(batch: &mut Batch<'static>, name: &str) {
-    batch.add(table(name));
-    batch.delete(table(name));
+fn remove_table(batch: &mut Batch<'static>, family: NfFamily, name: &str) {
+    batch.add(table(family, name));
+    batch.delete(table(family, name));
 }
 
 fn change_table(batch: &mut Batch<'static>, name: &str, change: &TableChange) {
     let none = std::collections::BTreeSet::default();
     let (fill, remove_chains, remove_declared) = match change {
         TableChange::Replace(wanted) => {
-            remove_table(batch, name);
-            batch.add(table(name));
+            remove_table(batch, FAMILY, name);
+            batch.add(table(FAMILY, name));
             (wanted, &none, &none)
         }
         TableChange::Amend { fill, remove_chains, remove_declared } => {
@@ -116,10 +117,12 @@ fn chain_of(table: &str, chain: &str, content: &Chain) -> NfChain<'static> {
             HookKind::Route => NfChainType::Route,
         });
         made.hook = Some(match hook.point {
+            HookPoint::Ingress => NfHook::Ingress,
             HookPoint::Output => NfHook::Output,
             HookPoint::Postrouting => NfHook::Postrouting,
             HookPoint::Prerouting => NfHook::Prerouting,
         });
+        made.dev = hook.device.clone().map(Into::into);
         made.prio = Some(hook.priority);
         made.policy = Some(NfChainPolicy::Accept);
     }
@@ -148,6 +151,8 @@ fn declaration(table: &str, name: &str, declared: Declared) -> NfListObject<'sta
     let size = (size != 0).then_some(size);
     match kind {
         DeclaredKind::Set => NfListObject::Set(Box::new(Set { size, ..set(table, name, family) })),
+        // Of the ingress table, whose declarations are loaded as text.
+        DeclaredKind::Fragments => NfListObject::Set(Box::new(set(table, name, family))),
         DeclaredKind::Passing => NfListObject::Set(Box::new(Set {
             size,
             flags: Some([SetFlag::Timeout].into_iter().collect()),

@@ -22,6 +22,8 @@ const CHAIN_TYPE: u16 = 7;
 // enum nft_hook_attributes
 const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
+const HOOK_DEVICE: u16 = 3;
+const HOOK_DEVICES: u16 = 4;
 // enum nft_rule_attributes
 const RULE_CHAIN: u16 = 2;
 const RULE_HANDLE: u16 = 3;
@@ -81,11 +83,19 @@ pub(super) fn chain(
             kind: name_of(attributes, CHAIN_TYPE)?,
             hook: number_of(hook, HOOK_NUMBER)?,
             priority: number_of(hook, HOOK_PRIORITY)?.cast_signed(),
+            devices: devices(hook)?,
             policy: number_of(attributes, CHAIN_POLICY)?,
         }),
         None => None,
     };
     Ok(Some((name_of(attributes, CHAIN_NAME)?, Chain { base, rules: Vec::new() })))
+}
+
+fn devices(hook: &[u8]) -> Result<Vec<String>, DecodeError> {
+    let Some(several) = find(hook, HOOK_DEVICES)? else {
+        return Ok(find(hook, HOOK_DEVICE)?.map(name).into_iter().collect());
+    };
+    NlasIterator::new(several).map(|device| Ok(name(value(&device?)))).collect()
 }
 
 /// The rule and its chain's name, if it is in this table.

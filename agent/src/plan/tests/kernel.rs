@@ -1,18 +1,19 @@
 //! A model of a node's kernel: takes steps one by one as the real one would, refusing what that
 //! would refuse, and tells what becomes of packets.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use shared::{PodIp, RouteId, Vip};
+use shared::{Block, PodIp, RouteId, Vip};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::packet::{Connection, Packet, Surroundings, Verdict, verdict};
+use super::packet::{Connection, PODS_PORT, Packet, Surroundings, Verdict, verdict};
 use crate::desired::Place;
 use crate::kernel_state::{
     Count, LoadedDigests, Observed, SeenChain, SeenHook, SeenRule, SeenTable,
 };
-use crate::plan::{Step, TableChange, TablesChange};
+use crate::plan::{IngressChange, Step, TableChange, TablesChange};
 use crate::pod_tables::{PodChanges, PodTables};
 use crate::routing::{
     Action, Family, Foreign, MarkMask, ObservedRouting, PolicyRule, Route, RouteKind, Stray,
@@ -32,7 +33,8 @@ fn of_family(v4: bool, addresses: [&str; 2]) -> IpAddr {
 pub(super) enum Fate {
     Dropped,
     ToHolder(Vip),
-    LeavesWith(Vip),
+    /// With that port.
+    LeavesWith(Vip, u16),
     NodeAddress,
     PodAddress,
 }
@@ -65,6 +67,7 @@ pub(super) struct Kernel {
     pub(super) foreign: BTreeSet<Foreign>,
     pub(super) main: Option<ModelTable>,
     pub(super) guard: Option<ModelTable>,
+    pub(super) ingress: Option<ModelTable>,
     pub(super) pods: PodTables,
     pub(super) strict: BTreeSet<String>,
     pub(super) connections: Vec<Connection>,
@@ -73,18 +76,21 @@ pub(super) struct Kernel {
     pub(super) marks: MarkMask,
     /// What the agent remembers, as `sync` does.
     pub(super) places: Option<BTreeMap<RouteId, Place>>,
-    pub(super) loaded: [LoadedDigests; 2],
+    pub(super) loaded: [LoadedDigests; 3],
+    /// What comes out where rules ask for a number by chance.
+    pub(super) chance: Cell<u32>,
 }
 
 impl ModelTable {
     fn fill(&mut self, fill: &Table) {
         let Table { counters, declared, chains } = fill;
         self.counters.extend(counters.iter().map(|name| (*name).to_owned()));
-        self.declared
-            .extend(declared.iter().map(|(name, declared)| ((*name).to_owned(), Some(*declared))));
+        self.declared.extend(
+            declared.iter().map(|(name, declared)| (name.clone().into_owned(), Some(*declared))),
+        );
         for (name, Chain { hook, rules }) in chains {
             let made = ModelChain {
-                hook: hook.map_or(SeenHook::None, SeenHook::Known),
+                hook: hook.clone().map_or(SeenHook::None, SeenHook::Known),
                 rules: Vec::new(),
             };
             self.chains.entry(name.clone()).or_insert(made).rules = rules
@@ -128,6 +134,8 @@ impl ModelTable {
                 let there = match (word, word.strip_prefix('@')) {
                     ("goto", _) => self.chains.contains_key(next),
                     ("name", _) => self.counters.contains(next),
+                    // A part of the packet by its place.
+                    (_, Some(place)) if place.contains(',') => true,
                     (_, Some(set)) => self.declared.contains_key(set),
                     _ => true,
                 };
@@ -153,7 +161,7 @@ impl ModelTable {
                 .iter()
                 .map(|(name, ModelChain { hook, rules })| {
                     let rules = rules.iter().map(rule).collect();
-                    (name.clone(), SeenChain { hook: *hook, rules })
+                    (name.clone(), SeenChain { hook: hook.clone(), rules })
                 })
                 .collect(),
             declared: declared.clone(),
@@ -173,21 +181,26 @@ impl Kernel {
             },
             main: self.main.as_ref().map(ModelTable::seen),
             guard: self.guard.as_ref().map(ModelTable::seen),
+            ingress: self.ingress.as_ref().map(ModelTable::seen),
             pods: self.pods.clone(),
             strict: self.strict.clone(),
             places: self.places.clone(),
         }
     }
 
-    /// Both tables are exactly these.
+    /// The tables are exactly these.
     pub(super) fn has_tables_of(&self, ruleset: &Ruleset) -> bool {
-        [(&self.main, &ruleset.main), (&self.guard, &ruleset.guard)].into_iter().all(
-            |(seen, wanted)| {
+        let Ruleset { main, guard, ingress } = ruleset;
+        let wanted = [Some(main), Some(guard), ingress.as_ref()];
+        let seen = [&self.main, &self.guard, &self.ingress];
+        seen.into_iter().zip(wanted).all(|(seen, wanted)| {
+            let made = wanted.map(|wanted| {
                 let mut made = ModelTable::default();
                 made.fill(wanted);
-                seen.as_ref() == Some(&made)
-            },
-        )
+                made
+            });
+            *seen == made
+        })
     }
 
     /// Takes a step wholly, or says why the kernel would refuse it and changes nothing.
@@ -213,6 +226,7 @@ impl Kernel {
             }
             Step::AddRule(rule) => must(self.rules.insert(*rule)),
             Step::ChangeTables(change) => self.change_tables(change),
+            Step::ChangeIngress(change) => self.change_ingress(change),
             Step::ChangePods(changes) => self.change_pods(changes),
             Step::ForgetPods(pods) => {
                 self.connections.retain(|c| c.session || !pods.contains(&c.pod));
@@ -227,8 +241,15 @@ impl Kernel {
                 });
                 Ok(())
             }
-            Step::Rebind { wrong, places } => {
-                self.connections.retain(|c| !wrong.contains(&(c.mark & self.marks.mask())));
+            Step::Rebind { wrong, blocks, places } => {
+                let mask = self.marks.mask();
+                self.connections.retain(|c| {
+                    let block = c.port.and_then(Block::of_port);
+                    let gone = blocks
+                        .get(&(c.mark & mask))
+                        .is_some_and(|of_mark| block.is_none_or(|block| !of_mark.contains(&block)));
+                    !gone && !wrong.contains(&(c.mark & mask))
+                });
                 self.places = Some(places.clone());
                 Ok(())
             }
@@ -263,6 +284,46 @@ impl Kernel {
         Ok(())
     }
 
+    fn change_ingress(&mut self, change: &IngressChange) -> Result<(), String> {
+        self.ingress = match change {
+            IngressChange::Remove => {
+                self.ingress.as_ref().ok_or("no such table")?;
+                None
+            }
+            IngressChange::Make(change) => {
+                Some(ModelTable::changed(self.ingress.as_ref(), change)?)
+            }
+        };
+        let seen = self.ingress.as_ref().map(ModelTable::seen);
+        self.loaded[2] = seen.as_ref().map(LoadedDigests::of).unwrap_or_default();
+        Ok(())
+    }
+
+    /// To whom a packet is passed on that comes for that port; `None`: to nobody, it is for this node.
+    pub(super) fn passed_on(&self, vip: Vip, port: u16) -> Option<IpAddr> {
+        let table = self.ingress.as_ref().filter(|table| !table.dormant)?;
+        let pod = of_family(vip.is_ipv4(), ["10.244.1.1", "fd00:244::1"]).try_into().unwrap();
+        let around = Surroundings { pods: &self.pods, local: &self.local };
+        let mut chains = table.chains.iter().filter(|(_, chain)| chain.hook != SeenHook::None);
+        chains.find_map(|(name, _)| {
+            let mut packet = Packet {
+                saddr: of_family(vip.is_ipv4(), OUTSIDE),
+                daddr: vip.addr(),
+                iif: String::new(),
+                mark: 0,
+                nexthop: vip.addr(),
+                connection: Connection::new(pod, true),
+                new: true,
+                chance: 0,
+                dport: port,
+            };
+            match verdict(table, name, &mut packet, &around) {
+                Verdict::PassedOn(via) => Some(via),
+                _ => None,
+            }
+        })
+    }
+
     fn change_pods(&mut self, changes: &PodChanges) -> Result<(), String> {
         let PodChanges { unmap, map, unguard, guard, disown, know, unsure, strays } = changes;
         let there = |table: &Option<ModelTable>, untouched: bool| untouched || table.is_some();
@@ -286,9 +347,16 @@ impl Kernel {
         Ok(())
     }
 
+    /// Another number each time, and the same ones in each run.
+    fn by_chance(&self) -> u32 {
+        let next = self.chance.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        self.chance.set(next);
+        next >> 8
+    }
+
     /// What becomes of the first packet of a pod to the outside. `iif` is where it comes from.
     pub(super) fn first_packet(&self, pod: PodIp, iif: &str) -> Fate {
-        let connection = Connection { pod, mark: 0, source: None, session: true };
+        let connection = Connection::new(pod, true);
         self.send(connection, true, of_family(pod.is_ipv4(), OUTSIDE), iif).0
     }
 
@@ -299,7 +367,7 @@ impl Kernel {
 
     /// Begins a connection to the outside; one whose first packet is dropped is none.
     pub(super) fn connect(&mut self, pod: PodIp, session: bool) {
-        let connection = Connection { pod, mark: 0, source: None, session };
+        let connection = Connection::new(pod, session);
         let outside = of_family(pod.is_ipv4(), OUTSIDE);
         let (fate, connection) = self.send(connection, true, outside, "veth");
         if fate != Fate::Dropped {
@@ -324,6 +392,8 @@ impl Kernel {
             nexthop: daddr,
             connection,
             new,
+            chance: self.by_chance(),
+            dport: 443,
         };
         let around = Surroundings { pods: &self.pods, local: &self.local };
         for (table, chain) in self.hooked(HookPoint::Prerouting, HookKind::Filter) {
@@ -337,8 +407,13 @@ impl Kernel {
         packet.nexthop = nexthop;
         if packet.connection.source.is_none() {
             for (table, chain) in self.hooked(HookPoint::Postrouting, HookKind::Nat) {
-                if let Verdict::Snat(source) = verdict(table, chain, &mut packet, &around) {
+                if let Verdict::Snat(source, ports) = verdict(table, chain, &mut packet, &around) {
                     packet.connection.source = Some(source);
+                    let port = ports.map_or(PODS_PORT, |(first, last)| {
+                        let number = u32::from(last - first) + 1;
+                        first + u16::try_from(self.by_chance() % number).unwrap()
+                    });
+                    packet.connection.port = Some(port);
                     break;
                 }
             }
@@ -353,7 +428,8 @@ impl Kernel {
         let fate = if packet.saddr == of_family(v4, NODE) {
             Fate::NodeAddress
         } else if packet.saddr != pod {
-            Fate::LeavesWith(packet.saddr.try_into().unwrap())
+            let port = packet.connection.port.unwrap_or(PODS_PORT);
+            Fate::LeavesWith(packet.saddr.try_into().unwrap(), port)
         } else if nexthop == of_family(v4, GATEWAY) {
             Fate::PodAddress
         } else {
@@ -366,7 +442,7 @@ impl Kernel {
         let tables = [&self.main, &self.guard].into_iter().flatten().filter(|table| !table.dormant);
         let mut chains: Vec<_> = tables
             .flat_map(|table| table.chains.iter().map(move |chain| (table, chain)))
-            .filter_map(|(table, (name, chain))| match chain.hook {
+            .filter_map(|(table, (name, chain))| match &chain.hook {
                 SeenHook::Known(hook) if (hook.point, hook.kind) == (point, kind) => {
                     Some((hook.priority, table, name.as_str()))
                 }

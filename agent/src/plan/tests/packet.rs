@@ -20,9 +20,21 @@ pub(super) struct Connection {
     pub(super) mark: u32,
     /// The source that it is translated to, once that is decided; the pod's own is possible.
     pub(super) source: Option<IpAddr>,
+    /// The port that it is translated to, once that is decided.
+    pub(super) port: Option<u16>,
     /// TCP rather than UDP.
     pub(super) session: bool,
 }
+
+impl Connection {
+    /// One that a pod is about to begin.
+    pub(super) fn new(pod: PodIp, session: bool) -> Self {
+        Self { pod, mark: 0, source: None, port: None, session }
+    }
+}
+
+/// The port from which pods send.
+pub(super) const PODS_PORT: u16 = 40_000;
 
 /// A packet of a pod on its way through this node.
 #[derive(Clone, Debug)]
@@ -35,13 +47,17 @@ pub(super) struct Packet {
     pub(super) connection: Connection,
     /// The first of its connection.
     pub(super) new: bool,
+    /// What comes out where rules ask for a number by chance, before it is brought below the limit.
+    pub(super) chance: u32,
+    pub(super) dport: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Accept,
     Drop,
-    Snat(IpAddr),
+    Snat(IpAddr, Option<(u16, u16)>),
+    PassedOn(IpAddr),
 }
 
 /// What rules can ask of the kernel, besides the packet.
@@ -141,10 +157,21 @@ impl<'a> Words<'a, '_> {
                     self.skip("snat");
                     self.next();
                     self.skip("to");
+                    if let Some((addr, ports)) = address_and_ports(self.peek()) {
+                        return Outcome::Final(Verdict::Snat(addr, Some(ports)));
+                    }
                     return match self.expression() {
-                        Some(Value::Addr(addr)) => Outcome::Final(Verdict::Snat(addr)),
+                        Some(Value::Addr(addr)) => Outcome::Final(Verdict::Snat(addr, None)),
                         _ => Outcome::Next,
                     };
+                }
+                "fwd" => {
+                    for word in
+                        ["fwd", if self.packet.daddr.is_ipv4() { "ip" } else { "ip6" }, "to"]
+                    {
+                        self.skip(word);
+                    }
+                    return Outcome::Final(Verdict::PassedOn(self.next().parse().unwrap()));
                 }
                 _ => match self.statement() {
                     Part::True => {}
@@ -225,9 +252,23 @@ impl<'a> Words<'a, '_> {
             family @ ("ip" | "ip6") => match self.next() {
                 "saddr" => addr(family, self.packet.saddr),
                 "daddr" => addr(family, self.packet.daddr),
+                // Nothing of this model is in fragments.
+                "frag-off" => Some(Value::Number(0)),
                 other => panic!("field {other}"),
             },
-            "icmp" | "icmpv6" => None,
+            "icmp" | "icmpv6" | "frag" => None,
+            "th" => {
+                let source = self.next() == "sport";
+                let port = self.packet.connection.port.unwrap_or(PODS_PORT);
+                let port = if source { port } else { self.packet.dport };
+                Some(Value::Number(port.into()))
+            }
+            "numgen" => {
+                for word in ["random", "mod"] {
+                    self.skip(word);
+                }
+                Some(Value::Number(self.packet.chance % self.next().parse::<u32>().unwrap()))
+            }
             "tcp" => {
                 for word in ["flags", "&", "(syn", "|", "ack)"] {
                     self.skip(word);
@@ -236,6 +277,10 @@ impl<'a> Words<'a, '_> {
             }
             "meta" => match self.next() {
                 "mark" => Some(Value::Number(self.packet.mark)),
+                "l4proto" => {
+                    let tcp = self.packet.connection.session;
+                    Some(Value::Word(if tcp { "tcp" } else { "udp" }.into()))
+                }
                 "nfproto" => Some(Value::Word(if v4 { "ipv4" } else { "ipv6" }.into())),
                 other => panic!("meta {other}"),
             },
@@ -350,4 +395,12 @@ fn literal(text: &str) -> Value {
         return Value::Number(number);
     }
     text.parse().map_or_else(|_| Value::Word(text.trim_matches('"').to_owned()), Value::Addr)
+}
+
+/// `ADDRESS:FIRST-LAST`, an IPv6 address in brackets.
+fn address_and_ports(text: &str) -> Option<(IpAddr, (u16, u16))> {
+    let (addr, ports) = text.rsplit_once(':')?;
+    let (first, last) = ports.split_once('-')?;
+    let ports = (first.parse().ok()?, last.parse().ok()?);
+    Some((addr.trim_matches(['[', ']']).parse().ok()?, ports))
 }

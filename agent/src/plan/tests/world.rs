@@ -1,17 +1,19 @@
 //! Random worlds: what is mapped, and what the node is like. Small pools, so that two worlds have
 //! much in common and collide often.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use proptest::collection::{btree_map, btree_set, hash_set};
 use proptest::prelude::*;
 use proptest::sample::select;
-use shared::{ClusterNetworks, Mappings, PodIp, RouteId, Vip};
+use shared::config_map::{NodeBlocks, VipBlocks, encode_blocks};
+use shared::{Block, ClusterNetworks, Mappings, PodIp, RouteId, Vip};
 
 use super::kernel::NODE;
 use crate::desired::{Desired, Settings, desired, ruleset_input};
+use crate::direct::{DirectVip, Proven};
 use crate::node_facts::{Link, LocalAddress, NodeFacts, OnLink, Routed};
 use crate::routing::Device;
 use crate::ruleset::Ruleset;
@@ -61,11 +63,15 @@ impl fmt::Debug for World {
             let here = if self.facts.holds(*vip) { "here" } else { "away" };
             format!("{vip} id {id} {here} {:?}", self.uplink(*vip))
         });
+        let blocks = self.mappings.blocks().iter().map(|(vip, of)| {
+            let open = self.direct(*vip).unwrap_or_default().open;
+            format!("blocks of {vip}: {:?}, of these usable {open:?}", encode_blocks(of))
+        });
         let pods = self.mappings.pods().iter().map(|(pod, vip)| match vip {
             Some(vip) => format!("{pod} {vip}"),
             None => format!("{pod} held"),
         });
-        f.debug_list().entries(vips).entries(pods).finish()?;
+        f.debug_list().entries(vips).entries(blocks).entries(pods).finish()?;
         write!(f, " pod subnets {:?}", self.mappings.networks().pod_subnets())?;
         write!(f, " {:?}", self.vouched)
     }
@@ -92,6 +98,12 @@ impl World {
         self.mappings.vips().contains_key(&vip).then_some(vip)
     }
 
+    /// The blocks of the VIP, as seen from this node, if there are any.
+    pub(super) fn direct(&self, vip: Vip) -> Option<DirectVip> {
+        let input = ruleset_input(&self.mappings, &self.facts, &self.settings).0;
+        input.direct.get(&vip).cloned()
+    }
+
     pub(super) fn uplink(&self, vip: Vip) -> Option<String> {
         let forced = self.settings.interface.as_deref();
         self.facts.uplink_for(vip, forced).ok().map(|device| device.name)
@@ -115,14 +127,18 @@ fn facts() -> impl Strategy<Value = NodeFacts> {
             Some((index, Link { device, up, loopback: index == 1 }))
         });
         // A VIP stays local, whatever becomes of the uplink.
-        let addresses = NODE.into_iter().chain(here);
+        let addresses = here.into_iter().map(|vip| (vip, 1)).chain(NODE.map(|addr| (addr, 2)));
         let on_link =
             |network: &str, device| OnLink { network: network.parse().unwrap(), device, metric: 0 };
         let routed = Routed { network: "10.244.2.0/24".parse().unwrap(), device: 2 };
         NodeFacts {
             links: links.collect(),
             addresses: addresses
-                .map(|addr| LocalAddress { addr: addr.parse().unwrap(), device: 1, usable: true })
+                .map(|(addr, device)| LocalAddress {
+                    addr: addr.parse().unwrap(),
+                    device,
+                    usable: true,
+                })
                 .collect(),
             on_link: [
                 on_link("192.168.122.0/24", 2),
@@ -149,18 +165,48 @@ pub(super) fn worlds() -> impl Strategy<Value = World> {
     let pod = select(&PODS).prop_map(|pod| pod.parse::<PodIp>().unwrap());
     let vip_of_pod = prop_oneof![1 => Just(None), 6 => vip().prop_map(Some)];
     let interface = prop_oneof![5 => Just(None), 1 => Just(Some("eth1".to_owned()))];
+    let ids = btree_map(vip(), id, 0..5);
     let pods = btree_map(pod, vip_of_pod, 0..7);
     let unsure = prop_oneof![4 => Just(Unsure::No), 1 => Just(Unsure::Always)];
     let vouched = (btree_set(select(&PODS), 0..4), unsure).prop_map(|(known, unsure)| Vouched {
         known: known.into_iter().map(|pod| pod.parse().unwrap()).collect(),
         unsure,
     });
-    (btree_map(vip(), id, 0..5), pods, networks(), facts(), interface, vouched).prop_map(
-        |(vips, pods, networks, facts, interface, vouched)| World {
-            mappings: Mappings::new(vips, pods, networks).0,
-            facts,
-            settings: Settings { interface, ..Settings::default() },
-            vouched,
+    let proven = || btree_set((1..=5_u32).prop_map(|n| Block::try_from(n).unwrap()), 0..6);
+    let blocks = (btree_map(vip(), blocks(), 0..4), btree_map(vip(), proven(), 0..6));
+    (ids, pods, networks(), facts(), interface, vouched, blocks).prop_map(
+        |(vips, pods, networks, facts, interface, vouched, (blocks, proven))| {
+            let blocks = blocks.into_iter().map(|(vip, of)| (vip, named(vip, of))).collect();
+            let proven = Proven::These(proven);
+            let node = "n1".to_owned();
+            World {
+                mappings: Mappings::new(vips, pods, networks).0.with_blocks(blocks),
+                facts,
+                settings: Settings { interface, node, proven, ..Settings::default() },
+                vouched,
+            }
         },
     )
+}
+
+/// Who has a block, and whether it is draining.
+fn blocks() -> impl Strategy<Value = BTreeMap<u32, (usize, bool)>> {
+    btree_map(1..=5_u32, (0..3_usize, any::<bool>()), 0..5)
+}
+
+/// Where answers are passed on to, by node: the first is this one.
+pub(super) const VIAS: [[&str; 2]; 3] =
+    [NODE, ["192.168.122.12", "fd00:122::12"], ["192.168.122.13", "fd00:122::13"]];
+
+fn named(vip: Vip, blocks: BTreeMap<u32, (usize, bool)>) -> VipBlocks {
+    let mut of_nodes = VipBlocks::new();
+    for (block, (node, draining)) in blocks {
+        let via = VIAS[node][usize::from(!vip.is_ipv4())].parse().unwrap();
+        let (open, none) = (BTreeSet::new(), BTreeSet::new());
+        let empty = NodeBlocks { open, draining: none, via };
+        let of = of_nodes.entry(format!("n{}", node + 1)).or_insert(empty);
+        let set = if draining { &mut of.draining } else { &mut of.open };
+        set.insert(Block::try_from(block).unwrap());
+    }
+    of_nodes
 }

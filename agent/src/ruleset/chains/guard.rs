@@ -10,7 +10,7 @@ use super::super::parts::{
     tcp_syn_and_ack, word,
 };
 use super::super::{Chain, HookKind, HookPoint, Input, Rule, leaving_set, mapped_set};
-use super::{AFTER_SNAT, View, base, by_family, no_egress, plain, suffixed, when};
+use super::{AFTER_SNAT, View, base, by_family, direct, no_egress, plain, suffixed, when};
 use crate::routing::Family;
 
 pub(in crate::ruleset) fn guard(input: &Input) -> BTreeMap<String, Chain> {
@@ -25,6 +25,7 @@ pub(in crate::ruleset) fn guard(input: &Input) -> BTreeMap<String, Chain> {
     // the pod's own address.
     let away = is_not_zero(masked(ct_mark(), input.mask.away_bit()));
     rules.push(Rule::new("decided", [away, goto("decided")]));
+    rules.extend(direct::to_guard(input));
     let here: Vec<_> = input.vips.values().map(|id| number(input.mask.here(*id))).collect();
     if !here.is_empty() {
         rules.push(Rule::new("decided", [is(masked(ct_mark(), mask), set(here)), goto("decided")]));
@@ -40,6 +41,7 @@ pub(in crate::ruleset) fn guard(input: &Input) -> BTreeMap<String, Chain> {
         ("guard".to_owned(), base(HookKind::Filter, HookPoint::Postrouting, AFTER_SNAT, rules)),
         ("decided".to_owned(), plain(decided)),
     ]);
+    chains.extend(direct::guarded(&views, input));
     for view in &views {
         let name = suffixed(view.family, "undecided4", "undecided6");
         chains.insert(name.to_owned(), plain(undecided(view)));
