@@ -26,6 +26,8 @@ pub struct Cluster {
     pub servers: Vec<(UdpServer, TcpServer)>,
     /// What the agents read.
     pub mappings: MappingsDir,
+    /// What further arguments agents are started with.
+    pub arguments: Vec<&'static str>,
     /// The machines.
     pub lab: Lab,
 }
@@ -49,22 +51,27 @@ impl Cluster {
             .into_iter()
             .map(|host| Ok((UdpServer::start(host, port)?, TcpServer::start(host, port)?)))
             .collect::<Result<_>>()?;
-        Ok(Self { agents: BTreeMap::new(), servers, mappings: MappingsDir::of(&lab)?, lab })
+        let (agents, arguments) = (BTreeMap::new(), Vec::new());
+        Ok(Self { agents, servers, mappings: MappingsDir::of(&lab)?, arguments, lab })
     }
 
     /// Starts the agent of a node and waits until it is ready.
     pub fn start_agent(&mut self, node: usize) -> Result<()> {
-        let agent = Agent::start(self.lab.node(node), self.mappings.path(), &[])?;
+        let agent = self.launch(node)?;
         self.agents.entry(node).insert_entry(agent).get_mut().wait_ready()
     }
 
     /// Starts the agents of all nodes at once and waits until they are ready.
     pub fn start_agents(&mut self) -> Result<()> {
         for node in 1..=self.lab.nodes().len() {
-            let agent = Agent::start(self.lab.node(node), self.mappings.path(), &[])?;
+            let agent = self.launch(node)?;
             self.agents.insert(node, agent);
         }
         self.agents.values_mut().try_for_each(Agent::wait_ready)
+    }
+
+    fn launch(&self, node: usize) -> Result<Agent> {
+        Agent::start(self.lab.node(node), self.mappings.path(), &self.arguments)
     }
 
     /// The agent of a node.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+use crate::host::Host;
 use crate::lab::{Family, Lab};
 
 /// The `ConfigMap` of VIPs and their route ids.
@@ -17,6 +18,10 @@ const VIPS: &str = "vip-routeid-mappings";
 const PODS: &str = "podip-vip-mappings";
 /// The `ConfigMap` of the cluster's networks.
 const NETWORKS: &str = "egress-networks";
+
+fn blocks_of(vip: IpAddr) -> String {
+    format!("vip-blocks-{}", key(vip))
+}
 
 /// How the files are laid out and change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,6 +77,18 @@ impl MappingsDir {
     /// Gives a VIP its route id.
     pub fn set_vip(&mut self, vip: IpAddr, route_id: u8) -> Result<()> {
         self.set(VIPS, &key(vip), &route_id.to_string())
+    }
+
+    /// Says which blocks of the VIP's ports a node has, such as `1,3 draining 4`, and gives it the
+    /// answers that come for them.
+    pub fn set_blocks(&mut self, vip: IpAddr, node: &Host, blocks: &str) -> Result<()> {
+        let value = format!("{blocks} via {}", node.ip(Family::of(vip)));
+        self.set(&blocks_of(vip), &node.name, value.trim_start())
+    }
+
+    /// Says that a node has no blocks of the VIP's ports.
+    pub fn remove_blocks(&mut self, vip: IpAddr, node: &Host) -> Result<()> {
+        self.remove(&blocks_of(vip), &node.name)
     }
 
     /// Takes a VIP out.

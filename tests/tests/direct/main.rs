@@ -1,0 +1,7 @@
+//! The direct path: packets of pods leave from their own nodes with the VIP, whoever holds it.
+
+#![expect(clippy::unwrap_used, reason = "what the scene is made of is known")]
+
+mod moves;
+mod scene;
+mod still;
