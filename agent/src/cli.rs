@@ -137,6 +137,11 @@ pub struct Run {
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds,
           allow_negative_numbers = true, env = "UPDATE_INTERVAL")]
     pub update_interval: Duration,
+    /// Who is asked, before this node uses its blocks of VIPs on the direct path, whether answers come
+    /// back: an address that answers pings, one for each family. By default the default gateway.
+    #[arg(long, value_name = "ADDRESS,…", value_delimiter = ',', value_parser = target,
+          env = "PROVE_WITH")]
+    pub prove_with: Vec<IpAddr>,
     /// Where /healthz, /readyz and /metrics are served.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:9797", value_parser = endpoint,
           env = "EGRESS_LISTEN")]
@@ -256,6 +261,18 @@ fn small_number(text: &str) -> Result<u8, String> {
     text.parse().map_err(|_| format!("use a whole number from 0 to {}", u8::MAX))
 }
 
+fn target(text: &str) -> Result<IpAddr, String> {
+    let addr: Option<IpAddr> = text.parse().ok();
+    let of_one = addr.filter(|addr| {
+        !addr.is_multicast() && !addr.is_unspecified() && !addr.is_loopback() && !is_broadcast(addr)
+    });
+    of_one.ok_or_else(|| "use addresses of other machines, as 192.0.2.1,2001:db8::1".to_owned())
+}
+
+const fn is_broadcast(addr: &IpAddr) -> bool {
+    matches!(addr, IpAddr::V4(addr) if addr.is_broadcast())
+}
+
 fn endpoint(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "use an address and a port, as 0.0.0.0:9797 or [::]:9797".to_owned())
 }
@@ -362,6 +379,18 @@ mod tests {
     #[case("default/other", None)]
     fn the_object_of_vips_is_known(#[case] text: &str, #[case] namespace: Option<&str>) {
         assert_eq!(namespace_of_vips(text).ok().as_deref(), namespace);
+    }
+
+    #[rstest]
+    #[case("192.0.2.1", true)]
+    #[case("fe80::1", true)]
+    #[case("224.0.0.1", false)]
+    #[case("255.255.255.255", false)]
+    #[case("127.0.0.1", false)]
+    #[case("::", false)]
+    #[case("router", false)]
+    fn a_target_of_probes_is_one_machine(#[case] text: &str, #[case] valid: bool) {
+        assert_eq!(target(text).is_ok(), valid);
     }
 
     #[rstest]

@@ -35,12 +35,12 @@ use crate::desired::Settings;
 use crate::keepalived::{Launcher, LauncherError, Metrics as LauncherMetrics, Supervisor};
 use crate::kernel::{Kernel, KernelError};
 use crate::kernel_state::Observed;
-use crate::metrics::{Metrics, ResultMetrics};
+use crate::metrics::{DirectMetrics, Metrics, ResultMetrics};
 use crate::node_facts::NoUplink;
 use crate::node_report::CONFLICTS_PATH;
 use crate::report::{Report, report};
 use crate::routing::InvalidOwnership;
-use crate::run::Agent;
+use crate::run::{Agent, Direct};
 use crate::sources::cni_results::CniResults;
 use crate::sources::directory::SourceError;
 use crate::sync::Sync;
@@ -248,6 +248,7 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
         error @ ServeError::Serve(_) => anyhow::Error::from(error),
     })?;
 
+    let direct = DirectMetrics::register(&mut registry);
     registry.register_collector(Box::new(KernelCounters::of(cli.kernel.tables())));
     let health = Health::new(STUCK_AFTER);
     let shutdown = CancellationToken::new();
@@ -256,12 +257,15 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
 
     let span = info_span!("agent", node);
     let _entered = span.enter();
+    let (interface, targets) = (settings.interface.as_deref(), &cli.run.prove_with);
+    let direct = Direct::start(&kernel, direct, &node, interface, targets);
     info!(mappings = origin.address, listen = %cli.run.listen, "started");
     let agent = Agent {
         sync: Sync::new(kernel, settings.clone(), metrics.clone(), origin.store),
         source: origin.source,
         results: results.map(|(path, metrics)| CniResults::open(Path::new(path), metrics)),
         reporter: origin.reporter,
+        direct: direct.map_err(missing_capability)?,
         notifications,
         metrics,
         health,

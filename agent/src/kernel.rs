@@ -35,6 +35,7 @@ use self::neighbours::NeighbourError;
 pub use self::nfnetlink::NfnetlinkError;
 use self::nft::{Nft, NftError};
 use self::notifications::{Interest, NotificationError, Notifications, OwnPorts};
+use self::port_counting::{DirectMark, PortCounter};
 use self::route_socket::{RequestError, RouteSocket};
 use self::routing::{Routing, RoutingError};
 use self::sysctl::{ReversePath, SysctlError};
@@ -136,6 +137,12 @@ impl Kernel {
             tables: BTreeSet::from([self.names.main.clone(), self.names.guard.clone()]),
             own_ports,
         })?)
+    }
+
+    /// Counts ports in use on the direct path from now on, beside all else.
+    pub fn count_ports(&self) -> Result<PortCounter, KernelError> {
+        let mark = DirectMark { bit: 0x2000, marks: self.ownership.marks() };
+        PortCounter::start(Conntrack::open()?, mark).map_err(KernelError::Thread)
     }
 
     /// Devices, addresses and networks of the node.

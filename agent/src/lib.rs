@@ -1,6 +1,7 @@
 //! The agent: programs a node's kernel so that mapped pods leave with their VIP, or not at all.
 
 pub mod api_server;
+pub mod block_use;
 pub mod cli;
 pub mod commands;
 pub mod desired;

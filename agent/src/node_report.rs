@@ -56,8 +56,9 @@ pub struct Standing {
     pub message: String,
     /// Addresses of pods that the API server may not know.
     pub pods: BTreeMap<PodUid, Vec<PodIp>>,
-    /// What the node makes of its blocks of VIPs on the direct path.
-    pub blocks: BTreeMap<Vip, BlockUse>,
+    /// What the node makes of its blocks of VIPs on the direct path; none when that is not known, then
+    /// what was reported before goes on to count.
+    pub blocks: Option<BTreeMap<Vip, BlockUse>>,
 }
 
 /// Takes what is to be reported. Dropping it ends the reports.
@@ -236,7 +237,7 @@ fn report(
         pods: pods.clone(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         conflicts,
-        blocks: blocks.clone(),
+        blocks: blocks.as_ref().unwrap_or(&last.blocks).clone(),
     }
 }
 
@@ -258,17 +259,24 @@ async fn watch_conflicts(launcher: SocketAddr, told: watch::Sender<Conflicts>) {
     }
 }
 
-/// Whether a VIP has come or gone, or addresses of a pod were learnt: others wait for that.
+/// Whether a VIP has come or gone, addresses of a pod were learnt, or blocks have come into use, gone out
+/// of it, or lie on another path: others wait for that.
 fn is_urgent(written: Option<&NodeReport>, report: &NodeReport) -> bool {
     written.is_none_or(|written| {
         let is_written = |(uid, ips): (&PodUid, _)| written.pods.get(uid) == Some(ips);
-        !written.holds.keys().eq(report.holds.keys()) || !report.pods.iter().all(is_written)
+        let blocks = |report: &NodeReport| -> BTreeMap<_, _> {
+            report.blocks.iter().map(|(vip, of)| (*vip, (of.blocks.clone(), of.path))).collect()
+        };
+        !written.holds.keys().eq(report.holds.keys())
+            || !report.pods.iter().all(is_written)
+            || blocks(written) != blocks(report)
     })
 }
 
 #[cfg(test)]
 mod tests {
     use prometheus_client::registry::Registry;
+    use shared::VipPath;
     use shared::telemetry::{Health, Page, listen, serve_with};
     use tokio_util::sync::CancellationToken;
 
@@ -276,8 +284,13 @@ mod tests {
 
     fn standing(holds: Option<&[&str]>) -> Standing {
         let holds = holds.map(|vips| vips.iter().map(|vip| vip.parse().unwrap()).collect());
-        let (pods, blocks) = (BTreeMap::new(), BTreeMap::new());
-        Standing { holds, synced: true, message: String::new(), pods, blocks }
+        Standing {
+            holds,
+            synced: true,
+            message: String::new(),
+            pods: BTreeMap::new(),
+            blocks: None,
+        }
     }
 
     fn at(seconds: i64) -> Timestamp {
@@ -345,5 +358,26 @@ mod tests {
         let third = report(&Standing { pods, ..standing(None) }, &second, Conflicts::new(), at(3));
         assert!(is_urgent(Some(&second), &third), "an address was learnt");
         assert!(!is_urgent(Some(&third), &second), "the API server knows it by now");
+    }
+
+    #[test]
+    fn blocks_that_come_and_go_are_urgent_and_their_use_is_not() {
+        let of = |blocks: &[u32], path, used, message: &str| {
+            let blocks = blocks.iter().map(|block| (*block).try_into().unwrap()).collect();
+            let of = BlockUse { blocks, path, used, message: message.to_owned() };
+            let blocks = Some([("192.0.2.1".parse().unwrap(), of)].into());
+            Standing { blocks, ..standing(None) }
+        };
+        let none = NodeReport::default();
+        let after = |standing: &Standing, last: &NodeReport| {
+            report(standing, last, Conflicts::new(), at(1))
+        };
+        let first = after(&of(&[1, 2], VipPath::Direct, 0, ""), &none);
+        assert!(is_urgent(Some(&none), &first), "others must not have them");
+        let urgent = |standing| is_urgent(Some(&first), &after(&standing, &first));
+        assert!(!urgent(of(&[1, 2], VipPath::Direct, 500, "half")));
+        assert!(urgent(of(&[1, 2], VipPath::ViaHolder, 0, "no answer")), "another path");
+        assert!(urgent(of(&[1], VipPath::Direct, 0, "")), "others may have it");
+        assert_eq!(after(&standing(None), &first).blocks, first.blocks, "not known");
     }
 }

@@ -60,6 +60,16 @@ pub struct PortUse {
     pub full: BTreeSet<Destination>,
 }
 
+/// What was found, and by which look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// What these blocks come to.
+    pub own: Own,
+    pub ports: PortUse,
+    /// How many looks there were since just these blocks are looked for.
+    pub looks: u64,
+}
+
 /// Of so many ports in tenths, in use, no more are to be taken: to find a free one gets hard.
 const FULL_TENTHS: usize = 9;
 

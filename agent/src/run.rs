@@ -1,5 +1,7 @@
 //! The running agent: waits for news, has the kernel brought in line, tells the outside.
 
+mod direct;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+pub use self::direct::Direct;
 use crate::kernel::KernelError;
 use crate::kernel::notifications::{Notice, Notifications};
 use crate::metrics::Metrics;
@@ -42,6 +45,8 @@ pub struct Agent {
     pub results: Option<CniResults>,
     /// Who tells the API server of this node.
     pub reporter: Option<Reporter>,
+    /// What this node finds out of the direct path.
+    pub direct: Direct,
     /// What others change in the kernel; subscribed to before the first look.
     pub notifications: Notifications,
     /// Where numbers are told.
@@ -117,6 +122,7 @@ impl Agent {
                     Ok(batch) => {
                         due.has_read = true;
                         self.sync.learn(batch.changes);
+                        self.direct.claim(&self.sync);
                         complaints.unreadable.extend(batch.unreadable);
                         due.report = Some(Instant::now() + BEFORE_REPORT);
                         due.sync_by(Instant::now());
@@ -128,6 +134,7 @@ impl Agent {
                     }
                 },
                 () = changed(&mut self.results) => self.learn_addresses(&mut due),
+                () = self.direct.changed() => self.learn_proofs(&mut due),
                 () = sleep_until(due.next()) => {}
             }
             if is_due(Some(due.look)) {
@@ -160,6 +167,13 @@ impl Agent {
         }
     }
 
+    /// Takes in what is proven, and which ports are in use.
+    fn learn_proofs(&mut self, due: &mut Timetable) {
+        self.sync.learn_proofs(self.direct.proven());
+        // Also when the kernel stays as it is: it is reported then.
+        due.sync_by(Instant::now());
+    }
+
     /// The pods of which the API server may not know the addresses, and those.
     fn learnt(&self) -> BTreeMap<PodUid, BTreeSet<PodIp>> {
         let Some(results) = &self.results else { return BTreeMap::new() };
@@ -176,12 +190,12 @@ impl Agent {
     }
 
     /// Tells the API server which VIPs are here, if that is known, and why not all is well.
-    fn report(&self, holds: Option<BTreeSet<Vip>>, wrong: Option<&str>) {
+    fn report(&mut self, holds: Option<BTreeSet<Vip>>, wrong: Option<&str>) {
+        let blocks = self.direct.report(&self.sync);
         if let Some(reporter) = &self.reporter {
             let message = wrong.unwrap_or_default().to_owned();
             let pods = self.learnt().into_iter().map(|(uid, ips)| (uid, ips.into_iter().collect()));
             let (synced, pods) = (wrong.is_none(), pods.collect());
-            let blocks = std::collections::BTreeMap::new();
             reporter.tell(Standing { holds, synced, message, pods, blocks });
         }
     }
@@ -218,8 +232,10 @@ impl Agent {
             self.sync.notice(&Notice::Overrun);
             due.sync_by(Instant::now());
         }
+        self.direct.claim(&self.sync);
         match outcome {
             Ok(steps) => {
+                self.direct.count(&self.sync);
                 due.retry = FIRST_RETRY;
                 if steps > 0 {
                     due.repair = Instant::now() + BETWEEN_REPAIRS;

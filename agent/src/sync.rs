@@ -16,10 +16,11 @@ use tracing::{debug, error, info, warn};
 
 use self::memory::Memory;
 use crate::desired::{Note, Settings, desired, ruleset_input};
-use crate::direct::Proven;
+use crate::direct::{DirectVip, Proven};
 use crate::kernel::notifications::Notice;
 use crate::kernel::{Kernel, KernelError};
 use crate::metrics::{Counts, Metrics, Part};
+use crate::node_facts::NodeFacts;
 use crate::plan::{Step, plan};
 use crate::routing::Foreign;
 use crate::ruleset::{Input, Ruleset};
@@ -205,6 +206,22 @@ impl Sync {
             self.why = self.why.max(Why::Proofs);
         }
         is_news
+    }
+
+    /// What this node makes of its blocks of VIPs, as the kernel was last told.
+    pub fn direct(&self) -> impl Iterator<Item = (Vip, &DirectVip)> {
+        let input = self.rendered.iter().map(|(input, _)| input);
+        input.flat_map(|input| input.direct.iter().map(|(vip, direct)| (*vip, direct)))
+    }
+
+    /// Whether blocks are used without proof.
+    pub fn assumes_direct(&self) -> bool {
+        self.settings.proven == Proven::Assumed
+    }
+
+    /// What the node was like at the last look.
+    pub const fn facts(&self) -> &NodeFacts {
+        &self.memory.facts
     }
 
     /// Takes in that something has changed in the kernel.

@@ -134,8 +134,9 @@ fn agent(spec: &EgressMapperSpec, image: &str) -> Parts {
             // Files below /proc/sys belong to root.
             "runAsUser": 0,
             "runAsNonRoot": false,
-            // NET_ADMIN: policy rules, routes, nft tables, conntrack, all over netlink.
-            "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN"] },
+            // NET_ADMIN: policy rules, routes, nft tables, conntrack, all over netlink. NET_RAW: probes
+            // with the address of a VIP.
+            "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"] },
             "seccompProfile": { "type": "RuntimeDefault" },
         },
         "volumeMounts": [

@@ -12,7 +12,8 @@ use tracing::{Span, debug, warn};
 
 use super::conntrack::{Conntrack, ConntrackError, Entry, MarkFilter};
 use crate::port_use::pace::{AT_LEAST, pace};
-use crate::port_use::{Connection, Count, Destination, Own, PortUse};
+use crate::port_use::{Connection, Count, Destination, Found, Own, PortUse};
+use crate::routing::MarkMask;
 
 /// How many connections of whatever kind the machine has: costs nothing to read.
 const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
@@ -22,8 +23,8 @@ const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 pub struct DirectMark {
     /// The bit that all of them have in their connection mark, and no others.
     pub bit: u32,
-    /// Which bits are the route id, the lowest of them first.
-    pub id_shift: u32,
+    /// Which bits are the route id.
+    pub marks: MarkMask,
 }
 
 /// What is looked for.
@@ -33,16 +34,6 @@ pub struct Wanted {
     pub own: Own,
     /// Whose route id is whose.
     pub vips: BTreeMap<RouteId, Vip>,
-}
-
-/// What was found, and by which look.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
-    /// What these blocks come to.
-    pub own: Own,
-    pub ports: PortUse,
-    /// How many looks there were since just these blocks are looked for.
-    pub looks: u64,
 }
 
 /// Takes what to look for, tells what was found. Its thread ends when it is dropped.
@@ -169,7 +160,7 @@ impl DirectMark {
         if entry.mark & self.bit == 0 {
             return None;
         }
-        let id = RouteId::try_from((entry.mark >> self.id_shift) & 0xff).ok()?;
+        let (id, _) = self.marks.id_of(entry.mark)?;
         let vip = *vips.get(&id)?;
         let (protocol, addr) = (entry.protocol, entry.destination);
         let destination = Destination { vip, protocol, addr, port: entry.destination_port };

@@ -17,8 +17,7 @@ pub struct ProofMetrics {
 }
 
 impl ProofMetrics {
-    /// Registers all of them.
-    pub fn register(registry: &mut Registry) -> Self {
+    fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let registry = registry.sub_registry_with_prefix("egress_agent_probes");
         registry.register(
@@ -57,9 +56,10 @@ pub struct OwnPorts {
     pub available: u16,
 }
 
-/// Numbers of VIPs' ports.
+/// All of them.
 #[derive(Debug, Default)]
 pub struct DirectMetrics {
+    pub probes: ProofMetrics,
     vips: BTreeSet<Vip>,
     proven: Family<ByVip, Gauge>,
     used: Family<ByVip, Gauge>,
@@ -69,7 +69,7 @@ pub struct DirectMetrics {
 impl DirectMetrics {
     /// Registers all of them.
     pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
+        let metrics = Self { probes: ProofMetrics::register(registry), ..Self::default() };
         let registry = registry.sub_registry_with_prefix("egress_agent_direct");
         registry.register(
             "proven",
@@ -92,7 +92,7 @@ impl DirectMetrics {
 
     /// These VIPs have blocks here, and no others.
     pub fn set(&mut self, own: &BTreeMap<Vip, OwnPorts>) {
-        let Self { vips, proven, used, available } = self;
+        let Self { probes: _, vips, proven, used, available } = self;
         for gone in vips.iter().filter(|vip| !own.contains_key(vip)) {
             let label = ByVip { vip: gone.to_string() };
             [&*proven, used, available].into_iter().for_each(|family| {
