@@ -161,7 +161,7 @@ impl DirectMark {
             return None;
         }
         let (id, _) = self.marks.id_of(entry.mark)?;
-        let vip = *vips.get(&id)?;
+        let vip = *vips.get(&id).filter(|vip| vip.is_ipv4() == entry.source.is_ipv4())?;
         let (protocol, addr) = (entry.protocol, entry.destination);
         let destination = Destination { vip, protocol, addr, port: entry.destination_port };
         Some(Connection { destination, port: entry.translated_port })

@@ -8,5 +8,6 @@ mod conntrack;
 mod elements;
 mod lan;
 mod namespace;
+mod port_counting;
 mod proving;
 mod tables;
