@@ -24,6 +24,7 @@ fn mappings_of(lab: &Lab) -> Result<MappingsDir> {
     let mut mappings = MappingsDir::of(lab)?;
     for (vip, id) in vips() {
         mappings.set_vip(vip, id)?;
+        mappings.map(lab.pod(1, 1).ip(Family::of(vip)), vip)?;
         let node = lab.node(1);
         let blocks = format!("3 via {}", node.ip(Family::of(vip)));
         mappings.set(&format!("vip-blocks-{}", key(vip)), &node.name, &blocks)?;
@@ -42,7 +43,7 @@ fn pass_on(holder: &Host, node: &Host) -> Result<()> {
            ip6 daddr {v6} icmpv6 type echo-reply icmpv6 id 3072-4095 fwd ip6 to {to_v6} device \"eth0\"
          }}; }}"
     );
-    holder.run_with_input(&["nft", "-f", "-"], rules.as_bytes()).map(drop)
+    holder.run_with_input(&["nft", "-f", "-"], &rules).map(drop)
 }
 
 fn proven(agent: &Agent, vip: IpAddr) -> bool {
@@ -59,7 +60,7 @@ fn probed(capture: &Capture, vip: IpAddr, target: IpAddr) -> Result<bool> {
 
 #[test]
 fn a_block_is_used_once_its_answers_come_back_through_the_holder() -> Result<()> {
-    let lab = Lab::builder().nodes(2).pods_per_node(0).build()?;
+    let lab = Lab::builder().nodes(2).pods_per_node(1).build()?;
     let mappings = mappings_of(&lab)?;
     let capture = Capture::start(&lab)?;
     let mut agent = Agent::start(lab.node(1), mappings.path(), &[])?;
@@ -84,7 +85,7 @@ fn a_block_is_used_once_its_answers_come_back_through_the_holder() -> Result<()>
 
 #[test]
 fn who_answers_may_be_named() -> Result<()> {
-    let lab = Lab::builder().nodes(2).pods_per_node(0).build()?;
+    let lab = Lab::builder().nodes(2).pods_per_node(1).build()?;
     let mappings = mappings_of(&lab)?;
     pass_on(lab.node(2), lab.node(1))?;
     lab.router().set_sysctl("net/ipv4/icmp_echo_ignore_all", "1")?;
