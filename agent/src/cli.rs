@@ -66,8 +66,11 @@ pub struct Keepalived {
     /// may raise its priority (capability `SYS_NICE`), else 200: there a busy node would be late.
     #[arg(long, value_name = "N", value_parser = advert_interval, env = "ADVERT_INTERVAL_MS")]
     pub advert_interval_ms: Option<Duration>,
-    /// All nodes, for adverts that are sent to each of them instead of a multicast group, where the
-    /// network has none. A node that is named and does not exist does harm.
+    /// To whom adverts are sent: to a multicast group, or, where the network has none, to each of the
+    /// gateway-addresses of egress-networks. All nodes must do the same.
+    #[arg(long, value_enum, value_name = "HOW", default_value = "multicast", env = "ADVERTS")]
+    pub adverts: Adverts,
+    /// All nodes, for adverts that are sent to each of them, whatever egress-networks says.
     #[arg(long, value_name = "ADDRESS,…", value_delimiter = ',', env = "UNICAST_PEERS")]
     pub unicast_peers: Vec<IpAddr>,
     /// Where the agent of this node says whether it is ready; while it is not, VIPs go to other nodes.
@@ -91,6 +94,13 @@ pub struct Keepalived {
 const FAST_ADVERTS: Duration = Duration::from_millis(100);
 /// Between two adverts, elsewhere.
 const SLOW_ADVERTS: Duration = Duration::from_millis(200);
+
+/// To whom adverts are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Adverts {
+    Multicast,
+    Unicast,
+}
 
 /// Where the agent of this node is asked, if it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,7 +227,13 @@ impl Keepalived {
             interface: given(self.interface.as_ref()),
             advert_interval: self.advert_interval_ms.unwrap_or(default),
             may_raise_priority,
-            peers: self.unicast_peers.clone(),
+            adverts: match self.adverts {
+                _ if !self.unicast_peers.is_empty() => {
+                    keepalived::Adverts::To(self.unicast_peers.clone())
+                }
+                Adverts::Multicast => keepalived::Adverts::Multicast,
+                Adverts::Unicast => keepalived::Adverts::ToGateways,
+            },
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod conntrack;
 pub mod elements;
 mod forgetting;
 pub mod links;
+pub mod neighbour_queue;
 mod neighbours;
 mod nfnetlink;
 pub mod nft;

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use agent::keepalived::config::{Instance, Objects, Settings, Wanted};
+use agent::keepalived::config::{Adverts, Instance, Objects, Settings, Wanted};
 use agent::keepalived::render::{render, vips_in};
 use agent::node_facts::{Link, LocalAddress, NodeFacts, OnLink};
 use agent::routing::Device;
@@ -56,7 +56,7 @@ fn settings(node: &str) -> Settings {
         interface: None,
         advert_interval,
         may_raise_priority: false,
-        peers: Vec::new(),
+        adverts: Adverts::Multicast,
     }
 }
 
@@ -65,7 +65,13 @@ fn wanted(objects: &Objects, settings: &Settings) -> Wanted {
 }
 
 fn text(wanted: &Wanted, settings: &Settings) -> Option<String> {
-    render(&wanted.instances, &facts(), settings, Path::new("/run/x/priorities"))
+    render(
+        &wanted.instances,
+        wanted.peers.as_ref(),
+        &facts(),
+        settings,
+        Path::new("/run/x/priorities"),
+    )
 }
 
 #[test]
@@ -128,11 +134,39 @@ fn a_vip_keeps_its_interface_while_that_is_gone() {
 }
 
 #[test]
+fn a_node_that_is_not_named_as_a_gateway_holds_nothing_where_adverts_go_to_each() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/keepalived");
+    let mut objects = objects(&root.join("candidates_decide"));
+    let settings = Settings { adverts: Adverts::ToGateways, ..settings("n1") };
+    let mut facts = facts();
+    let addr = "192.168.122.11".parse().unwrap();
+    facts.addresses.insert(LocalAddress { addr, device: 2, usable: true });
+    let mut wanted = |gateways: &str| {
+        let data = [("gateway-addresses".to_owned(), gateways.to_owned())].into();
+        let object = "egress-networks".to_owned();
+        objects.apply(Change { object, content: Content::Whole(data) });
+        objects.wanted(&facts, &settings, &BTreeMap::new())
+    };
+    let others = wanted("192.168.122.12,192.168.122.13");
+    assert!(others.instances.is_empty());
+    let fault = "no VIP can be held here: adverts are to be sent to each gateway by itself, and \
+                 egress-networks does not name this node among gateway-addresses";
+    assert!(others.faults.iter().any(|told| told == fault), "{:?}", others.faults);
+    let named = wanted("192.168.122.11,192.168.122.12");
+    assert!(!named.instances.is_empty() && named.faults.iter().all(|told| told != fault));
+    let peers = named.peers.as_ref();
+    let text = render(&named.instances, peers, &facts, &settings, Path::new("/run/x")).unwrap();
+    let of_v4 =
+        "    unicast_src_ip 192.168.122.11\n    unicast_peer {\n        192.168.122.12\n    }\n";
+    assert!(text.contains(of_v4), "{text}");
+}
+
+#[test]
 fn adverts_go_to_the_other_nodes_of_the_family_where_these_are_named() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/keepalived");
     let peers = ["192.168.122.11", "192.168.122.12", "192.168.122.13", "fd00:122::12"];
     let settings = Settings {
-        peers: peers.iter().map(|peer| peer.parse().unwrap()).collect(),
+        adverts: Adverts::To(peers.iter().map(|peer| peer.parse().unwrap()).collect()),
         may_raise_priority: true,
         ..settings("n1")
     };
@@ -140,7 +174,8 @@ fn adverts_go_to_the_other_nodes_of_the_family_where_these_are_named() {
     let addr = "192.168.122.11".parse().unwrap();
     facts.addresses.insert(LocalAddress { addr, device: 2, usable: true });
     let wanted = wanted(&objects(&root.join("candidates_decide")), &settings);
-    let text = render(&wanted.instances, &facts, &settings, Path::new("/run/x")).unwrap();
+    let peers = wanted.peers.as_ref();
+    let text = render(&wanted.instances, peers, &facts, &settings, Path::new("/run/x")).unwrap();
     let lists: Vec<Vec<&str>> = text
         .split("unicast_peer {")
         .skip(1)

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use shared::crd::egress_mapper::Adverts;
 use shared::crd::selector::Operator;
 use shared::crd::{EgressMapper, EgressMapperSpec, LabelSelector};
 
@@ -169,7 +170,10 @@ fn keepalived(spec: &EgressMapperSpec, image: &str, namespace: &str) -> Parts {
     // keepalived counts in hundredths of a second.
     let advert = spec.advert_interval_millis.map(|millis| (millis / 10 * 10).clamp(10, 40_950));
     let advert = advert.map(|millis| millis.to_string());
-    for (name, value) in [("INTERFACE_NAME", interface), ("ADVERT_INTERVAL_MS", advert)] {
+    let adverts = (spec.adverts == Some(Adverts::Unicast)).then(|| "unicast".to_owned());
+    for (name, value) in
+        [("INTERFACE_NAME", interface), ("ADVERT_INTERVAL_MS", advert), ("ADVERTS", adverts)]
+    {
         env.extend(value.map(|value| json!({ "name": name, "value": value })));
     }
     let dev = spec.need_mount_dev.unwrap_or_default();

@@ -75,7 +75,7 @@ pub fn resolve(observed: &Observed) -> Resolved {
         shards,
         expected,
         candidates,
-        networks,
+        networks: networks.with_gateway_addresses(gateways.addresses(&observed.nodes)),
         vips: vip_verdicts::verdicts(&vips, usage, placed),
         egresses,
         mappers: mappers::verdicts(observed, &rejected, &gateways),

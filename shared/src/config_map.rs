@@ -68,6 +68,8 @@ pub mod network_keys {
     pub const SERVICE_SUBNETS: &str = "service-subnets";
     pub const NODE_ADDRESSES: &str = "node-addresses";
     pub const EXCLUDED: &str = "excluded";
+    /// Where the nodes are that may hold VIPs: one address of each family for each of them.
+    pub const GATEWAY_ADDRESSES: &str = "gateway-addresses";
 }
 
 /// The keys of a node's report.
@@ -213,7 +215,10 @@ pub enum Reason {
     DefaultRoute,
     #[error("the value is not a node's address: {0}")]
     NoNodeAddress(Unusable),
-    #[error("the key is unknown; use pod-subnets, service-subnets, node-addresses or excluded")]
+    #[error(
+        "the key is unknown; use pod-subnets, service-subnets, node-addresses, excluded or \
+         gateway-addresses"
+    )]
     UnknownKey,
     #[error(
         "it is not the name of a node; write names as kubectl get nodes shows them, separated by \

@@ -14,6 +14,7 @@ pub struct ClusterNetworks {
     service_subnets: Vec<IpNet>,
     node_addresses: BTreeSet<IpAddr>,
     excluded: Vec<IpNet>,
+    gateway_addresses: BTreeSet<IpAddr>,
 }
 
 impl ClusterNetworks {
@@ -45,6 +46,13 @@ impl ClusterNetworks {
         self
     }
 
+    /// The same with these addresses of nodes that may hold VIPs.
+    #[must_use]
+    pub fn with_gateway_addresses(mut self, addrs: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.gateway_addresses = addrs.into_iter().collect();
+        self
+    }
+
     /// Where pods have their addresses.
     pub fn pod_subnets(&self) -> &[IpNet] {
         &self.pod_subnets
@@ -58,6 +66,12 @@ impl ClusterNetworks {
     /// The addresses of all nodes.
     pub fn node_addresses(&self) -> &BTreeSet<IpAddr> {
         &self.node_addresses
+    }
+
+    /// Where the nodes that may hold VIPs say so to each other, at most one address of each family
+    /// for each; they are addresses of nodes, too.
+    pub fn gateway_addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.gateway_addresses
     }
 
     /// What pods reach with the node's address as if they were not mapped.

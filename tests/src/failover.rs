@@ -122,7 +122,16 @@ impl Gateways {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let mut gateways = Self { launchers: BTreeMap::new(), arguments, cluster };
         gateways.prefer(&[1, 2, 3])?;
+        gateways.name(&[1, 2, 3])?;
         Ok(gateways)
+    }
+
+    /// Says that these nodes may hold VIPs: adverts go to them, if not to a group.
+    pub fn name(&mut self, nodes: &[usize]) -> Result<()> {
+        let Cluster { lab, mappings, .. } = &mut self.cluster;
+        let addresses = nodes.iter().flat_map(|node| Family::ALL.map(|of| lab.node(*node).ip(of)));
+        let list: Vec<String> = addresses.map(|address| address.to_string()).collect();
+        mappings.set("egress-networks", "gateway-addresses", &list.join(","))
     }
 
     /// The VIPs.

@@ -273,7 +273,7 @@ impl Lab {
     }
 
     /// The MAC address of a machine on the LAN: 02:00, then its address there.
-    pub(crate) fn lan_mac(host: &Host) -> [u8; 6] {
+    pub fn lan_mac(host: &Host) -> [u8; 6] {
         let [a, b, c, d] = host.v4.octets();
         [2, 0, a, b, c, d]
     }

@@ -62,4 +62,4 @@ pub use traffic::{EchoLoop, EchoReport, NewFlows, PodReport, Traffic};
 pub use udp::{UdpProbe, UdpReport, UdpServer, UdpServerReport, udp_flood};
 pub use vip::MoveOrder;
 pub use wait::{eventually, wait_until};
-pub use witness::{Witness, sender};
+pub use witness::{NeighbourNews, Witness, sender};

@@ -23,8 +23,18 @@ pub struct Witness {
 impl Witness {
     /// Starts to watch what fits the filter on `eth0`; it watches when this returns.
     pub fn on(host: &Host, filter: &str) -> Result<Self> {
+        Self::start(host, &[filter])
+    }
+
+    /// Starts to watch who says where addresses are, and who asks.
+    pub fn of_neighbours(host: &Host) -> Result<Self> {
+        // ip6[40] is the type of a message of ICMPv6 without extension headers.
+        Self::start(host, &["-e", "arp or (icmp6 and (ip6[40] = 135 or ip6[40] = 136))"])
+    }
+
+    fn start(host: &Host, arguments: &[&str]) -> Result<Self> {
         let mut command = Command::new("tcpdump");
-        command.args(["-nn", "-l", "-i", "eth0", filter]);
+        command.args(["-nn", "-l", "--immediate-mode", "-i", "eth0"]).args(arguments);
         let mut tcpdump =
             host.spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
         let stdout = tcpdump.stdout.take().context("no output of tcpdump")?;
@@ -57,6 +67,46 @@ impl Witness {
             self.lines.recv_timeout(wait).ok()
         };
         std::iter::from_fn(next).take(count).collect()
+    }
+
+    /// What was said of neighbours and not told before; see [`Witness::of_neighbours`].
+    pub fn neighbour_news(&self) -> Vec<NeighbourNews> {
+        let all = self.lines(usize::MAX, Duration::from_millis(50));
+        all.iter().filter_map(|line| NeighbourNews::read(line)).collect()
+    }
+}
+
+/// A frame of ARP or neighbour discovery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeighbourNews {
+    /// The MAC address of its sender.
+    pub from: String,
+    /// The address that it is about.
+    pub about: IpAddr,
+    /// Whether it asks for that address; else it says to everybody where it is.
+    pub asks: bool,
+}
+
+impl NeighbourNews {
+    /// Reads a line of `tcpdump -e`; an answer to somebody is none.
+    fn read(line: &str) -> Option<Self> {
+        let from = line.split_whitespace().nth(1)?.to_owned();
+        let after =
+            |word: &str| -> Option<&str> { line.split_once(word)?.1.split([' ', ',']).next() };
+        let told =
+            |about: &str, asks| Some(Self { from: from.clone(), about: about.parse().ok()?, asks });
+        if let Some(about) = after("Announcement ") {
+            return told(about, false);
+        }
+        if let Some(about) = after("who-has ") {
+            return told(about, after(" tell ") != Some(about));
+        }
+        if let Some(about) = after("neighbor solicitation, who has ") {
+            return told(about, true);
+        }
+        after("neighbor advertisement, tgt is ")
+            .filter(|_| line.contains(" > ff02::1: "))
+            .and_then(|about| told(about, false))
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use prometheus_client::registry::Registry;
 use shared::MappingsStore;
-use shared::config_map::{CANDIDATES, Object, ROUTE_IDS, VIPS};
+use shared::config_map::{CANDIDATES, NETWORKS, Object, ROUTE_IDS, VIPS};
 
 use super::Refusal;
 use crate::api_server::{ApiServer, ApiThread};
@@ -60,7 +60,7 @@ pub(super) async fn of_vips(
     registry: &mut Registry,
 ) -> anyhow::Result<Source> {
     if let Some(directory) = &options.mappings_dir {
-        let wanted = |object: &str| [VIPS, ROUTE_IDS, CANDIDATES].contains(&object);
+        let wanted = |object: &str| [VIPS, ROUTE_IDS, CANDIDATES, NETWORKS].contains(&object);
         return Ok(Source::Directory(DirectorySource::open(directory, wanted)?));
     }
     let namespace = options.services_configmap.as_ref().ok_or(Refusal::NoVips)?;

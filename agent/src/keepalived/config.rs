@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use shared::config_map::network_keys::GATEWAY_ADDRESSES;
 use shared::config_map::{
-    CANDIDATES, ROUTE_IDS, VIPS, addr_of_key, decode_candidates, decode_route_ids,
+    CANDIDATES, NETWORKS, ROUTE_IDS, VIPS, addr_of_key, decode_candidates, decode_networks,
+    decode_route_ids,
 };
 use shared::mappings::{Change, Content, Violation};
 use shared::{ClusterNetworks, Mappings, RouteId, Vip};
@@ -28,8 +30,18 @@ pub struct Settings {
     pub advert_interval: Duration,
     /// keepalived may raise its own scheduling priority.
     pub may_raise_priority: bool,
-    /// The nodes that adverts are sent to, one by one; none: to a multicast group.
-    pub peers: Vec<IpAddr>,
+    pub adverts: Adverts,
+}
+
+/// To whom adverts are sent. All nodes must do the same: else each holds all VIPs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Adverts {
+    /// To VRRP's group.
+    Multicast,
+    /// To each of these, but for those that are this node.
+    To(Vec<IpAddr>),
+    /// To each node that may hold VIPs: [`NETWORKS`] names them.
+    ToGateways,
 }
 
 /// A VIP that this node may hold.
@@ -44,6 +56,8 @@ pub struct Instance {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     pub instances: BTreeMap<Vip, Instance>,
+    /// The nodes that adverts are sent to, one by one; none: to a multicast group.
+    pub peers: Option<BTreeSet<IpAddr>>,
     /// What is left out or read otherwise than it was meant, ascending.
     pub faults: Vec<String>,
 }
@@ -57,6 +71,11 @@ enum LeftOut {
     Violation(#[from] Violation),
     #[error("a VIP cannot be held here: {0}")]
     NoUplink(NoUplink),
+    #[error(
+        "no VIP can be held here: adverts are to be sent to each gateway by itself, and \
+         {NETWORKS} does not name this node among {GATEWAY_ADDRESSES}"
+    )]
+    NoGateways,
 }
 
 impl Objects {
@@ -102,6 +121,16 @@ impl Objects {
             None => mappings.vips().keys().copied().collect(),
         };
 
+        let peers = match &settings.adverts {
+            Adverts::Multicast => None,
+            Adverts::To(peers) => Some(peers.iter().copied().collect()),
+            Adverts::ToGateways => Some(self.gateways(&mut faults)),
+        };
+        if settings.adverts == Adverts::ToGateways && !is_among(facts, peers.as_ref()) {
+            // Alone it would take itself for the only one, and hold every VIP beside others.
+            faults.push(LeftOut::NoGateways.to_string());
+            return Wanted { instances: BTreeMap::new(), peers, faults };
+        }
         let mut instances = BTreeMap::new();
         for vip in asked_for {
             let nodes = candidates.entries.get(&vip).map_or(&[][..], Vec::as_slice);
@@ -125,8 +154,24 @@ impl Objects {
         }
         faults.sort();
         faults.dedup();
-        Wanted { instances, faults }
+        Wanted { instances, peers, faults }
     }
+
+    /// The addresses of the nodes that may hold VIPs.
+    fn gateways(&self, faults: &mut Vec<String>) -> BTreeSet<IpAddr> {
+        let Some(data) = self.0.get(NETWORKS) else { return BTreeSet::new() };
+        let mine = |(key, _): &(&String, &String)| *key == GATEWAY_ADDRESSES;
+        let data = data.iter().filter(mine).map(|(key, value)| (key.clone(), value.clone()));
+        let decoded = decode_networks(NETWORKS, &data.collect());
+        faults.extend(decoded.rejected.iter().map(ToString::to_string));
+        decoded.entries.gateway_addresses().clone()
+    }
+}
+
+/// Whether one of these addresses is this node's.
+fn is_among(facts: &NodeFacts, addresses: Option<&BTreeSet<IpAddr>>) -> bool {
+    let is_own = |addr: &IpAddr| facts.addresses.iter().any(|address| address.addr == *addr);
+    addresses.is_some_and(|addresses| addresses.iter().any(is_own))
 }
 
 fn vip_of_key(key: &str, faults: &mut Vec<String>) -> Option<Vip> {

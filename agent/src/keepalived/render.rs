@@ -41,6 +41,7 @@ pub fn file_of(vip: Vip) -> String {
 /// priorities are made of are in `tracked`.
 pub fn render(
     instances: &BTreeMap<Vip, Instance>,
+    peers: Option<&BTreeSet<IpAddr>>,
     facts: &NodeFacts,
     settings: &Settings,
     tracked: &Path,
@@ -54,7 +55,8 @@ pub fn render(
     track_file(&mut text, "standing", &tracked.join(STANDING));
     for (vip, instance) in instances {
         track_file(&mut text, &format!("place_{vip}"), &tracked.join(file_of(*vip)));
-        write_instance(&mut text, *vip, instance, &peers(*vip, facts, settings), settings);
+        let unicast = peers.map(|all| Unicast::of(*vip, all, facts));
+        write_instance(&mut text, *vip, instance, unicast.as_ref(), settings);
     }
     (!instances.is_empty()).then_some(text)
 }
@@ -66,18 +68,26 @@ fn track_file(text: &mut String, name: &str, path: &Path) {
         write!(text, "\ntrack_file {name} {{\n    file \"{}\"\n    weight 1\n}}\n", path.display());
 }
 
-/// The others of the VIP's family.
-fn peers(vip: Vip, facts: &NodeFacts, settings: &Settings) -> Vec<IpAddr> {
-    let own = |addr: &IpAddr| facts.addresses.iter().any(|address| address.addr == *addr);
-    let peers = settings.peers.iter().copied().filter(|addr| addr.is_ipv4() == vip.is_ipv4());
-    peers.filter(|addr| !own(addr)).collect()
+/// From where to where adverts of a VIP's family go, one by one.
+struct Unicast {
+    from: Option<IpAddr>,
+    to: Vec<IpAddr>,
+}
+
+impl Unicast {
+    fn of(vip: Vip, all: &BTreeSet<IpAddr>, facts: &NodeFacts) -> Self {
+        let is_own = |addr: &IpAddr| facts.addresses.iter().any(|address| address.addr == *addr);
+        let all = all.iter().copied().filter(|addr| addr.is_ipv4() == vip.is_ipv4());
+        let (own, others): (Vec<IpAddr>, Vec<IpAddr>) = all.partition(is_own);
+        Self { from: own.first().copied(), to: others }
+    }
 }
 
 fn write_instance(
     text: &mut String,
     vip: Vip,
     instance: &Instance,
-    peers: &[IpAddr],
+    unicast: Option<&Unicast>,
     settings: &Settings,
 ) {
     let Instance { route_id, interface, place: _ } = instance;
@@ -98,9 +108,12 @@ vrrp_instance {vip} {{
     }}
 "
     );
-    if !peers.is_empty() {
+    if let Some(Unicast { from, to }) = unicast {
+        if let Some(from) = from {
+            let _ = writeln!(text, "    unicast_src_ip {from}");
+        }
         text.push_str("    unicast_peer {\n");
-        for peer in peers {
+        for peer in to {
             let _ = writeln!(text, "        {peer}");
         }
         text.push_str("    }\n");

@@ -1,6 +1,7 @@
 //! What is known and wanted, and what follows from both. No input or output.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant as Clock};
 
@@ -9,6 +10,7 @@ use shared::{RouteId, Vip};
 use tokio::time::Instant;
 
 use super::config::{Instance, Objects, Settings, Wanted};
+use super::earned::Earned;
 use super::hearing::{Advert, Hearing};
 use super::render::{file_of, render};
 use crate::node_facts::NodeFacts;
@@ -20,12 +22,17 @@ const LETS_GO_LAST: Duration = Duration::from_secs(3);
 /// to start shall not keep what is meant for others.
 const SETTLES_WITHIN: Duration = Duration::from_secs(3);
 
+/// A VIP that came while no other node was heard counts as held after that time: no network is silent for so long when
+/// a cable was plugged in.
+const HEARS_WITHIN: Duration = Duration::from_mins(1);
+
 /// All of it.
 #[derive(Debug, Default)]
 pub(super) struct State {
     objects: Objects,
     facts: NodeFacts,
     instances: BTreeMap<Vip, Instance>,
+    peers: Option<BTreeSet<IpAddr>>,
     /// VIPs that are no longer wanted, and until when they stay.
     leaving: BTreeMap<Vip, Instant>,
     /// From when on holding counts.
@@ -34,6 +41,9 @@ pub(super) struct State {
     ours: BTreeSet<Vip>,
     held: BTreeSet<Vip>,
     hearing: Hearing,
+    earned: Earned,
+    /// VIPs that are here and did not come rightly: nothing was heard of others since.
+    deaf_for: BTreeSet<Vip>,
     faults: Vec<String>,
 }
 
@@ -46,10 +56,10 @@ pub(super) struct Faults {
 
 impl State {
     /// A keepalived before may have put these VIPs on this node, and have had them for long.
-    pub(super) fn new(ours: BTreeSet<Vip>) -> Self {
+    pub(super) fn new(ours: BTreeSet<Vip>, advert_interval: Duration) -> Self {
         let now = Instant::now();
         let settles_at = ours.iter().map(|vip| (*vip, now)).collect();
-        Self { settles_at, ours, ..Self::default() }
+        Self { settles_at, ours, earned: Earned::new(advert_interval), ..Self::default() }
     }
 
     pub(super) fn learn(&mut self, changes: Vec<Change>) {
@@ -60,8 +70,19 @@ impl State {
 
     pub(super) fn look(&mut self, facts: NodeFacts) {
         self.facts = facts;
-        self.held = self.facts.held(self.ours.iter().copied());
+        let held = self.facts.held(self.ours.iter().copied());
+        let before = std::mem::replace(&mut self.held, held);
         self.ours.retain(|vip| self.instances.contains_key(vip) || self.held.contains(vip));
+        for vip in before.difference(&self.held) {
+            self.earned.left(*vip, Clock::now());
+            self.deaf_for.remove(vip);
+        }
+        for vip in self.held.difference(&before) {
+            if !self.earned.comes_rightly(*vip, Clock::now()) {
+                self.deaf_for.insert(*vip);
+                self.settles_at.insert(*vip, Instant::now() + HEARS_WITHIN);
+            }
+        }
     }
 
     pub(super) fn route_id(&self, vip: Vip) -> Option<RouteId> {
@@ -82,15 +103,17 @@ impl State {
     /// keepalived starts: nothing is held, by its reckoning.
     pub(super) fn begin_anew(&mut self) {
         let settled = Instant::now() + SETTLES_WITHIN;
+        self.deaf_for.clear();
         self.settles_at = self.instances.keys().map(|vip| (*vip, settled)).collect();
     }
 
     /// Decides which VIPs keepalived is to have.
     pub(super) fn decide(&mut self, settings: &Settings) {
         let now = Instant::now();
-        let Wanted { instances, faults } =
+        let Wanted { instances, peers, faults } =
             self.objects.wanted(&self.facts, settings, &self.instances);
         self.faults = faults;
+        self.peers = peers;
         let before = std::mem::replace(&mut self.instances, instances);
         let mut leaving = BTreeMap::new();
         for (vip, instance) in before {
@@ -108,8 +131,9 @@ impl State {
         }
         self.leaving = leaving;
         self.ours.extend(self.instances.keys());
-        let Self { instances, settles_at, .. } = self;
+        let Self { instances, settles_at, earned, .. } = self;
         settles_at.retain(|vip, _| instances.contains_key(vip));
+        earned.keep_only(|vip| instances.contains_key(vip));
         for vip in instances.keys() {
             settles_at.entry(*vip).or_insert(now + SETTLES_WITHIN);
         }
@@ -150,19 +174,28 @@ impl State {
 
     /// keepalived's configuration.
     pub(super) fn render(&self, settings: &Settings, tracked: &Path) -> Option<String> {
-        render(&self.instances, &self.facts, settings, tracked)
+        render(&self.instances, self.peers.as_ref(), &self.facts, settings, tracked)
     }
 
     /// The VIPs on this node that another one serves as well.
     pub(super) fn hear(&mut self, adverts: &[Advert], now: Clock) -> BTreeSet<Vip> {
-        let Self { hearing, facts, held, .. } = self;
+        let Self { hearing, facts, earned, held, .. } = self;
         let own =
             |advert: &&Advert| facts.addresses.iter().any(|address| address.addr == advert.from);
         let foreign = adverts.iter().filter(|advert| !own(advert));
-        foreign
-            .filter_map(|advert| hearing.hear(advert, now))
-            .filter(|vip| held.contains(vip))
-            .collect()
+        let served: BTreeSet<Vip> =
+            foreign.filter_map(|advert| hearing.hear(advert, now)).collect();
+        for vip in &served {
+            earned.heard(*vip, now);
+        }
+        let rivals = served.iter().filter(|vip| held.contains(vip)).copied().collect();
+        if !served.is_empty() {
+            // It does hear: what nobody else claims by then is its own.
+            let settled = Instant::now() + SETTLES_WITHIN;
+            let heard = std::mem::take(&mut self.deaf_for);
+            self.settles_at.extend(heard.into_iter().map(|vip| (vip, settled)));
+        }
+        rivals
     }
 
     pub(super) fn faults(&mut self, now: Clock) -> Faults {

@@ -35,7 +35,8 @@ impl ApiSource {
 
     /// Starts to watch what says which VIPs there are, and who should hold them.
     pub fn of_vips(api: ApiThread, node: &str, metrics: SourceMetrics) -> Self {
-        Self::start(api, node, &[Watch::Vips, Watch::RouteIds, Watch::Candidates], metrics)
+        let watches = [Watch::Vips, Watch::RouteIds, Watch::Candidates, Watch::Networks];
+        Self::start(api, node, &watches, metrics)
     }
 
     fn start(api: ApiThread, node: &str, watches: &[Watch], metrics: SourceMetrics) -> Self {

@@ -79,6 +79,19 @@ fn adverts_are_counted_in_hundredths_of_a_second(#[case] millis: u32, #[case] pa
     assert_eq!(env(&keepalived, "ADVERT_INTERVAL_MS").as_deref(), Some(passed_on));
 }
 
+#[rstest]
+#[case(json!({}), None)]
+#[case(json!({ "adverts": "Multicast" }), None)]
+#[case(json!({ "adverts": "Unicast" }), Some("unicast"))]
+fn adverts_go_to_a_group_unless_asked_otherwise(
+    #[case] spec: Value,
+    #[case] passed_on: Option<&str>,
+) {
+    let adverts = spec.get("adverts").cloned().unwrap_or(Value::Null);
+    let [_, keepalived] = both(&with("adverts", adverts));
+    assert_eq!(env(&keepalived, "ADVERTS").as_deref(), passed_on);
+}
+
 #[test]
 fn the_interface_reaches_both() {
     let [agent, keepalived] = both(&with("InterfaceName", json!("eth1")));

@@ -114,3 +114,12 @@ pub struct Node {
     /// Where its pods have their addresses.
     pub pod_cidrs: Vec<IpNet>,
 }
+
+impl Node {
+    /// Where other nodes reach it: the first internal address of each family.
+    pub fn reached_at(&self) -> impl Iterator<Item = IpAddr> {
+        let of_family =
+            |ipv4| self.internal.iter().copied().find(move |addr| addr.is_ipv4() == ipv4);
+        [true, false].into_iter().filter_map(of_family)
+    }
+}

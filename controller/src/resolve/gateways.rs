@@ -1,10 +1,12 @@
 //! Which nodes may hold VIPs, and how each of them is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
+use shared::address::usable;
 use shared::config_map::{DRAIN_LABEL, NodeReport};
 use shared::crd::EgressMapper;
 
@@ -89,6 +91,13 @@ impl<'a> Gateways<'a> {
     /// Whether the node's agent says that it is in sync.
     pub(super) fn is_in_sync(&self, node: &str) -> bool {
         self.synced.contains(node)
+    }
+
+    /// Where they are, as far as that is known. Also those that are not ready: keepalived may work there.
+    pub(super) fn addresses(&self, nodes: &'a [Arc<Node>]) -> impl Iterator<Item = IpAddr> {
+        let selected = nodes.iter().filter(|node| self.states.contains_key(node.name.as_str()));
+        let addresses = selected.flat_map(|node| node.reached_at());
+        addresses.filter(|addr| usable(*addr).is_ok())
     }
 
     /// How many there are.

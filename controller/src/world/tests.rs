@@ -136,6 +136,26 @@ fn what_nodes_report_is_read_anew_when_it_changes() {
 }
 
 #[test]
+fn other_nodes_reach_a_node_by_its_first_internal_address_of_each_family() {
+    let address = |kind: &str, address: &str| json!({ "type": kind, "address": address });
+    let object = json!({
+        "metadata": { "name": "n1" },
+        "status": { "addresses": [
+            address("Hostname", "n1"),
+            address("ExternalIP", "203.0.113.1"),
+            address("InternalIP", "192.168.0.1"),
+            address("InternalIP", "fd00::1"),
+            address("InternalIP", "192.168.1.1"),
+        ] },
+    });
+    let node = super::convert::node(serde_json::from_value(object).unwrap()).unwrap();
+    let reached_at: Vec<_> = node.reached_at().map(|addr| addr.to_string()).collect();
+    assert_eq!(reached_at, ["192.168.0.1", "fd00::1"]);
+    assert_eq!(node.internal.len(), 3);
+    assert_eq!(node.addresses.len(), 4);
+}
+
+#[test]
 fn published_route_ids_are_those_in_the_object() {
     let object = json!({
         "metadata": { "name": "vip-routeid-mappings", "resourceVersion": "1" },

@@ -114,6 +114,9 @@ pub fn decode_networks(object: &str, data: &BTreeMap<String, String>) -> Decoded
             network_keys::EXCLUDED => {
                 networks.with_excluded(items(object, key, value, network, &mut rejected))
             }
+            network_keys::GATEWAY_ADDRESSES => {
+                networks.with_gateway_addresses(items(object, key, value, node, &mut rejected))
+            }
             _ => {
                 rejected.push(Rejected::new(object, key, value, Reason::UnknownKey));
                 networks

@@ -32,13 +32,14 @@ pub fn encode_expected<'a>(
     pods.into_iter().map(entry).collect()
 }
 
-/// The data of [`NETWORKS`](super::NETWORKS): always all four keys, separated by commas.
+/// The data of [`NETWORKS`](super::NETWORKS): always all five keys, separated by commas.
 pub fn encode_networks(networks: &ClusterNetworks) -> BTreeMap<String, String> {
     [
         (network_keys::POD_SUBNETS, list(networks.pod_subnets())),
         (network_keys::SERVICE_SUBNETS, list(networks.service_subnets())),
         (network_keys::NODE_ADDRESSES, list(networks.node_addresses())),
         (network_keys::EXCLUDED, list(networks.excluded())),
+        (network_keys::GATEWAY_ADDRESSES, list(networks.gateway_addresses())),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .into()

@@ -38,6 +38,7 @@ fn any_networks() -> impl Strategy<Value = ClusterNetworks> {
     let nodes = btree_set(any_vip().prop_map(Vip::addr), 0..4);
     (nets(), nets(), nodes, nets()).prop_map(|(pods, services, nodes, excluded)| {
         ClusterNetworks::default()
+            .with_gateway_addresses(nodes.iter().copied().skip(1))
             .with_pod_subnets(pods)
             .with_service_subnets(services)
             .with_node_addresses(nodes)
@@ -50,7 +51,7 @@ fn any_data() -> impl Strategy<Value = BTreeMap<String, String>> {
     let key = prop_oneof![
         4 => "10\\.0\\.0\\.[0-9]",
         4 => "(fd|FD)00-(0-|-|00-)-[0-3]",
-        1 => "pod-subnets|node-addresses|excluded|service-subnets",
+        1 => "pod-subnets|node-addresses|excluded|service-subnets|gateway-addresses",
         2 => any::<IpAddr>().prop_map(super::key),
         1 => any::<String>(),
     ];
@@ -253,6 +254,7 @@ fn lists_take_commas_lines_and_plain_addresses() {
             ("pod-subnets", "10.244.1.7/16,fd00:244::/56\n0.0.0.0/0 , ::/0"),
             ("service-subnets", "\n 10.96.0.0/12 \n\n10.1.1.1, fd00:96::1\n10.96.0.0/33"),
             ("node-addresses", "192.168.0.1 192.168.0.2,,127.0.0.1"),
+            ("gateway-addresses", "192.168.0.1,192.168.0.300"),
             ("excluded", "::ffff:10.0.0.0/104"),
             ("exclude", "10.0.0.0/8"),
         ]),
@@ -263,6 +265,7 @@ fn lists_take_commas_lines_and_plain_addresses() {
             ("pod-subnets", "10.244.0.0/16,fd00:244::/56"),
             ("service-subnets", "10.1.1.1/32,10.96.0.0/12,fd00:96::1/128"),
             ("node-addresses", "192.168.0.1,192.168.0.2"),
+            ("gateway-addresses", "192.168.0.1"),
             ("excluded", ""),
         ])
     );
@@ -274,6 +277,7 @@ fn lists_take_commas_lines_and_plain_addresses() {
     let expected = [
         ("exclude", "10.0.0.0/8", Reason::UnknownKey),
         ("excluded", "::ffff:10.0.0.0/104", Reason::Ipv4NetworkInIpv6),
+        ("gateway-addresses", "192.168.0.300", Reason::NoNodeAddress(Unusable::NotAnAddress)),
         ("node-addresses", "127.0.0.1", Reason::NoNodeAddress(Unusable::Loopback)),
         ("pod-subnets", "0.0.0.0/0", Reason::DefaultRoute),
         ("pod-subnets", "::/0", Reason::DefaultRoute),

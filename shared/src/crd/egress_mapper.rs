@@ -114,6 +114,10 @@ pub struct EgressMapperSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::rule("self >= 10 && self <= 40950", "advertIntervalMillis must be from 10 to 40950; leave it out for the default"))]
     pub advert_interval_millis: Option<i64>,
+    /// How the holder of a VIP says that it is there: Multicast (the default), or Unicast, to each
+    /// other node that may hold VIPs, where the network has no multicast. A change of it interrupts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adverts: Option<Adverts>,
     /// Networks in CIDR form that mapped pods reach with the node's address, as if not mapped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128), inner(length(max = 49)))]
@@ -132,6 +136,16 @@ pub enum Rebalance {
     Never,
     /// All but those with a preferred node; each move costs at most a few packets.
     Always,
+}
+
+/// To whom VRRP adverts are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum Adverts {
+    /// To VRRP's group.
+    #[default]
+    Multicast,
+    /// To each node that may hold VIPs.
+    Unicast,
 }
 
 /// What is known of an EgressMapper.

@@ -82,6 +82,7 @@ pub(super) fn node(name: &str, address: &str) -> Node {
     Node {
         name: name.to_owned(),
         addresses: vec![address.parse().unwrap()],
+        internal: vec![address.parse().unwrap()],
         ready: true,
         ..Node::default()
     }

@@ -296,6 +296,28 @@ fn only_the_oldest_mapper_of_the_own_namespace_counts() {
 }
 
 #[test]
+fn addresses_of_gateways_are_those_of_selected_nodes_also_when_they_are_not_ready() {
+    let match_labels = labels(&[("gateway", "yes")]);
+    let selector = LabelSelector { match_labels, ..LabelSelector::default() };
+    let spec = EgressMapperSpec { gateway_selector: Some(selector), ..EgressMapperSpec::default() };
+    let gateway = |name: &str, address: &str| {
+        node(name, address).with(|node| node.labels = labels(&[("gateway", "yes")]))
+    };
+    let observed = cluster()
+        .mapper(mapper("m", spec))
+        .node(gateway("a", "192.168.122.21").with(|node| {
+            node.addresses.push("203.0.113.9".parse().unwrap());
+            node.internal.push("fd00::21".parse().unwrap());
+        }))
+        .node(gateway("b", "192.168.122.22").with(|node| node.ready = false))
+        .node(node("c", "192.168.122.23"));
+    let outcome = outcome(&observed);
+    let gateways: Vec<String> =
+        outcome.0.networks.gateway_addresses().iter().map(ToString::to_string).collect();
+    assert_eq!(gateways, ["192.168.122.21", "192.168.122.22", "fd00::21"]);
+}
+
+#[test]
 fn networks_come_from_the_mapper_and_the_nodes() {
     let spec = EgressMapperSpec {
         pod_subnet: Some(" 10.244.3.0/16 ,0.0.0.0/0".to_owned()),
@@ -315,6 +337,7 @@ fn networks_come_from_the_mapper_and_the_nodes() {
         values,
         [
             "excluded=10.0.0.0/8",
+            "gateway-addresses=192.168.122.11",
             "node-addresses=192.168.122.11",
             "pod-subnets=10.244.0.0/16,fd00:244::/64",
             "service-subnets=10.96.0.0/12,fd00:96::/112",
