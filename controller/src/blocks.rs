@@ -18,8 +18,9 @@
 //!    it became draining: an agent that has read the first and does not list it has read the second,
 //!    opens nothing there any more, and has no connection left. An agent that has heard of neither
 //!    does not list the block either, but then rule 1 has kept it open.
-//! 4. A block that any report lists is given to nobody (one that is nobody's becomes draining for who
-//!    lists it: that is how an object is made anew that a hand has deleted or garbled).
+//! 4. A block that the report of any node lists that exists is given to nobody. One that is nobody's
+//!    becomes draining for who lists it: that is how an object is made anew that a hand has deleted or
+//!    garbled.
 //!
 //! Blocks are given, drained and freed by one write to one object, which the API server takes only if
 //! nobody else has written it since it was read (see [`publish`](crate::publish)). Objects and reports
@@ -33,6 +34,8 @@
 mod node;
 mod round;
 mod since;
+#[cfg(test)]
+mod tests;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,7 +46,7 @@ use shared::Vip;
 use shared::config_map::{BlockUse, VipBlocks};
 use tokio::time::Instant;
 
-use self::round::Round;
+use self::round::{Common, Round};
 use self::since::Since;
 use crate::model::PathVerdict;
 
@@ -140,10 +143,11 @@ impl Allocator {
             situation.direct.keys().chain(situation.published.keys()).copied().collect();
         self.vips.retain(|vip, _| vips.contains(vip));
         let mut plan = Plan::default();
-        let released = self.released(situation, &mut plan.next);
+        let mut common = Common::new(situation, fresh);
+        common.released = self.released(situation, &mut plan.next);
         for vip in vips {
             let timers = self.vips.entry(vip).or_default();
-            let mut round = Round::new(vip, situation, &released, timers, fresh);
+            let mut round = Round::new(vip, &common, timers);
             if let Some(wanted) = round.decide() {
                 plan.wanted.insert(vip, wanted);
             }
@@ -153,18 +157,15 @@ impl Allocator {
         plan
     }
 
-    /// The nodes that are gone for long; what they had, and what they reported, counts no more.
+    /// The nodes that are gone for long: what they had is theirs no more.
     fn released<'a>(
         &mut self,
         situation: &Situation<'a>,
         next: &mut Option<Instant>,
     ) -> BTreeSet<&'a str> {
         let named = situation.published.values().flat_map(|blocks| blocks.keys());
-        let reporting = situation.reports.iter().filter(|(_, of)| !of.is_empty());
-        let all: BTreeSet<&str> =
-            named.map(String::as_str).chain(reporting.map(|(node, _)| *node)).collect();
         let gone: BTreeSet<&str> =
-            all.into_iter().filter(|node| !situation.nodes.contains_key(node)).collect();
+            named.map(String::as_str).filter(|node| !situation.nodes.contains_key(node)).collect();
         self.gone.keep_only(|node| gone.contains(node));
         let lasts = |node: &&str| self.gone.lasts(node, true, QUARANTINE, situation.now, next);
         gone.into_iter().filter(lasts).collect()

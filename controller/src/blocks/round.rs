@@ -11,15 +11,42 @@ use super::node::{address_for, needed, runs_short, start_share};
 use super::since::Since;
 use super::{KEEP_EMPTY, MOST, PATIENCE, PATIENCE_IN_NEED, Situation, Timers, Wanted};
 
+/// What is the same for all VIPs.
+pub(super) struct Common<'a> {
+    pub(super) situation: &'a Situation<'a>,
+    /// No pass was made before.
+    pub(super) fresh: bool,
+    /// The nodes that are gone for long.
+    pub(super) released: BTreeSet<&'a str>,
+    /// What nodes make of their blocks, by VIP.
+    uses: BTreeMap<Vip, BTreeMap<&'a str, &'a BlockUse>>,
+    /// How many nodes have an IPv4 address, and an IPv6 one.
+    families: [usize; 2],
+}
+
+impl<'a> Common<'a> {
+    pub(super) fn new(situation: &'a Situation<'a>, fresh: bool) -> Self {
+        let mut uses: BTreeMap<Vip, BTreeMap<&str, &BlockUse>> = BTreeMap::new();
+        for (node, report) in &situation.reports {
+            for (vip, of) in *report {
+                uses.entry(*vip).or_default().insert(node, of);
+            }
+        }
+        let with = |ipv4: bool| {
+            let nodes = situation.nodes.values();
+            nodes.filter(|of| of.iter().any(|addr| addr.is_ipv4() == ipv4)).count()
+        };
+        let families = [with(true), with(false)];
+        Self { situation, fresh, released: BTreeSet::new(), uses, families }
+    }
+}
+
 /// One VIP in one pass.
 pub(super) struct Round<'a> {
     pub(super) vip: Vip,
+    pub(super) common: &'a Common<'a>,
     pub(super) situation: &'a Situation<'a>,
-    /// The nodes that are gone for long.
-    released: &'a BTreeSet<&'a str>,
     pub(super) timers: &'a mut Timers,
-    /// No pass was made before.
-    pub(super) fresh: bool,
     /// What is to be published.
     pub(super) wanted: VipBlocks,
     /// When to look again.
@@ -29,15 +56,10 @@ pub(super) struct Round<'a> {
 static NOTHING: BTreeSet<Block> = BTreeSet::new();
 
 impl<'a> Round<'a> {
-    pub(super) fn new(
-        vip: Vip,
-        situation: &'a Situation<'a>,
-        released: &'a BTreeSet<&'a str>,
-        timers: &'a mut Timers,
-        fresh: bool,
-    ) -> Self {
+    pub(super) fn new(vip: Vip, common: &'a Common<'a>, timers: &'a mut Timers) -> Self {
+        let situation = common.situation;
         let wanted = situation.published.get(&vip).map_or_else(VipBlocks::new, |of| (*of).clone());
-        Self { vip, situation, released, timers, fresh, wanted, next: None }
+        Self { vip, common, situation, timers, wanted, next: None }
     }
 
     pub(super) fn decide(&mut self) -> Option<Wanted> {
@@ -83,13 +105,13 @@ impl<'a> Round<'a> {
     }
 
     pub(super) fn use_of(&self, node: &str) -> Option<&'a BlockUse> {
-        self.situation.reports.get(node)?.get(&self.vip)
+        self.common.uses.get(&self.vip)?.get(node).copied()
     }
 
     /// The blocks that the node may use by its own account; `None` if it gives none.
     pub(super) fn listed(&self, node: &str) -> Option<&'a BTreeSet<Block>> {
-        let report = self.situation.reports.get(node)?;
-        Some(report.get(&self.vip).map_or(&NOTHING, |of| &of.blocks))
+        let says = self.situation.reports.contains_key(node);
+        says.then(|| self.use_of(node).map_or(&NOTHING, |of| &of.blocks))
     }
 
     fn readdress(&mut self) {
@@ -106,7 +128,7 @@ impl<'a> Round<'a> {
         let names: Vec<String> = self.wanted.keys().cloned().collect();
         for node in names {
             let listed = self.listed(&node);
-            let released = self.released.contains(node.as_str());
+            let released = self.common.released.contains(node.as_str());
             let Some(of) = self.wanted.get_mut(&node) else { continue };
             if released {
                 of.open.clear();
@@ -117,16 +139,14 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// The blocks that nodes may use by their own account, each with these nodes.
+    /// The blocks that nodes may use by their own account, each with these nodes. Reports of nodes that
+    /// are gone stay for good, so they do not count here.
     fn listings(&self) -> BTreeMap<Block, Vec<&'a str>> {
         let mut listings: BTreeMap<Block, Vec<&str>> = BTreeMap::new();
-        for (node, report) in &self.situation.reports {
-            if let Some(of) = report.get(&self.vip)
-                && !self.released.contains(node)
-            {
-                for block in &of.blocks {
-                    listings.entry(*block).or_default().push(*node);
-                }
+        let uses = self.common.uses.get(&self.vip);
+        for (node, of) in uses.into_iter().flatten().filter(|(node, _)| self.exists(node)) {
+            for block in &of.blocks {
+                listings.entry(*block).or_default().push(*node);
             }
         }
         listings
@@ -191,8 +211,8 @@ impl<'a> Round<'a> {
 
     /// How many nodes may come to share the blocks: all that could.
     fn sharing(&self) -> usize {
-        let nodes = self.situation.nodes.values();
-        nodes.filter(|of| of.iter().any(|addr| addr.is_ipv4() == self.vip.is_ipv4())).count()
+        let [ipv4, ipv6] = self.common.families;
+        if self.vip.is_ipv4() { ipv4 } else { ipv6 }
     }
 
     /// Rule 1: the highest blocks of the node become draining until it has `keeps` open ones.

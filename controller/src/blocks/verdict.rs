@@ -96,7 +96,7 @@ impl Round<'_> {
             });
         }
         let proven = self.is_on_its_own(node);
-        if !proven && self.fresh && self.situation.published.contains_key(&self.vip) {
+        if !proven && self.common.fresh && self.situation.published.contains_key(&self.vip) {
             // Whoever wrote the condition that is there has waited.
             self.timers.unproven.begin(node, now.checked_sub(GRACE).unwrap_or(now));
         }

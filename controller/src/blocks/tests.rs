@@ -1,0 +1,4 @@
+mod cluster;
+mod histories;
+mod rules;
+mod simulation;
