@@ -219,3 +219,142 @@ fn nodes_get_blocks_with_their_first_pod_and_give_them_back_when_they_say_so() -
     });
     Ok(())
 }
+
+#[test]
+fn the_path_is_changed_and_blocks_wait_for_their_connections() -> Result<()> {
+    let server = ApiServer::start()?;
+    let mut bed = Bed::new(&server, None)?;
+    bed.cluster.pod("a", "n1", &json!({}))?;
+    bed.cluster.pod("b", "n2", &json!({}))?;
+    bed.cluster.eventually("on the holder's path", |_| bed.status("path") == "ViaHolder");
+    assert_eq!(bed.blocks(), None, "nothing is published for a VIP that is on the other path");
+    assert!(bed.cluster.condition("Vip", "v", "DirectPath").is_none());
+    let wrote = |controller: &Controller| {
+        controller.metric("egress_controller_writes_total{object=\"blocks\"}").unwrap_or(-1.0)
+    };
+    assert!(wrote(&bed.controller).abs() < 0.1);
+
+    // The default of the EgressMapper, for Vips that say nothing.
+    bed.cluster.ours("EgressMapper", "m", &json!({ "defaultPath": "Direct" }))?;
+    bed.cluster
+        .eventually("blocks of both", |_| bed.has("n1").is_some() && bed.has("n2").is_some());
+    bed.uses_all("n1")?;
+    bed.uses_all("n2")?;
+    bed.says("Proven");
+    assert!((wrote(&bed.controller) - 1.0).abs() < 0.1, "one write for both");
+
+    // Back to the holder: n1 has a connection in block 2, n2 does not answer.
+    bed.cluster.vip("v", &spec(Some("ViaHolder")))?;
+    bed.cluster.eventually("both drain", |_| {
+        bed.blocks().is_some_and(|all| all.values().all(|has| has.0.is_empty() && has.1.len() == 8))
+    });
+    bed.report("n1", &[2], "ViaHolder", 1, "")?;
+    bed.cluster.eventually("only what is used is left of n1", |_| {
+        bed.has("n1").is_some_and(|has| has.1 == [2])
+    });
+    let message = bed.says("Draining");
+    assert!(message.contains("Node n1, n2 translates"), "{message}");
+    bed.cluster.eventually("told", |_| bed.told("Draining"));
+    bed.cluster.eventually("counted", |_| {
+        bed.status("blocks") == json!({ "nodes": 2, "given": 9, "draining": 9, "free": 38 })
+    });
+
+    // And on the direct path again, by a controller that has just started: what drains goes on to,
+    // new ones are given.
+    bed.controller.kill(Signal::SIGKILL)?;
+    bed.controller.wait()?;
+    bed.cluster.vip("v", &spec(Some("Direct")))?;
+    bed.controller = started(&server, "two")?;
+    bed.cluster.eventually("others for both", |_| {
+        bed.blocks().is_some_and(|all| all.values().all(|has| has.0.len() == 8))
+    });
+    let blocks = bed.blocks().unwrap_or_default();
+    assert_eq!((&blocks["n1"].1, blocks["n2"].1.len()), (&vec![2], 8));
+    shared_by_none(&blocks);
+    // n2 has read nothing since: its report still has what it had at first.
+    bed.report("n1", &blocks["n1"].0, "Direct", 0, "")?;
+    bed.report("n2", &blocks["n2"].0, "Direct", 0, "")?;
+    bed.cluster.eventually("nothing drains any more", |_| {
+        bed.blocks().is_some_and(|all| all.values().all(|has| has.1.is_empty()))
+    });
+
+    // The Vip goes, with what uses it.
+    bed.cluster.delete("Egress", "default", "e")?;
+    bed.cluster.delete("Vip", "default", "v")?;
+    bed.cluster.eventually("both drain again", |_| {
+        bed.blocks().is_some_and(|all| all.values().all(|has| has.0.is_empty()))
+    });
+    bed.report("n1", &[], "ViaHolder", 0, "")?;
+    bed.report("n2", &[], "ViaHolder", 0, "")?;
+    bed.cluster.eventually("the object is empty", |_| {
+        bed.blocks().is_some_and(|blocks| blocks.is_empty())
+    });
+    // Who watches it by its label sees it empty, too.
+    assert_eq!(bed.labels()["blocks.egress.mapper.com/n1"], "");
+    Ok(())
+}
+
+#[test]
+fn nodes_that_go_and_replicas_that_change() -> Result<()> {
+    let server = ApiServer::start()?;
+    let mut bed = Bed::new(&server, Some("Direct"))?;
+    let mut second = Controller::start(&server, "default", "second")?;
+    second.wait_ready()?;
+    for (pod, node) in [("a", "n1"), ("b", "n2")] {
+        bed.cluster.pod(pod, node, &json!({}))?;
+        bed.cluster.eventually("blocks", |_| bed.has(node).is_some());
+        bed.uses_all(node)?;
+    }
+    bed.says("Proven");
+    let before = bed.blocks().unwrap_or_default();
+
+    // The one that leads is frozen while the other takes over; awake again it writes nothing.
+    bed.controller.kill(Signal::SIGSTOP)?;
+    bed.cluster.pod("c", "n3", &json!({}))?;
+    bed.cluster.eventually("the other gives", |_| bed.has("n3").is_some());
+    let version = bed.cluster.version("ConfigMap", "default", OBJECT);
+    bed.controller.kill(Signal::SIGCONT)?;
+    bed.cluster.eventually("it knows that it does not lead", |_| !bed.controller.leads());
+    bed.uses_all("n3")?;
+    bed.cluster.eventually("all is well", |_| bed.status("path") == "Direct");
+    assert_eq!(bed.cluster.version("ConfigMap", "default", OBJECT), version);
+    let blocks = bed.blocks().unwrap_or_default();
+    shared_by_none(&blocks);
+    assert!(before.iter().all(|(node, has)| blocks[node] == *has), "{blocks:?}");
+
+    // A node goes: its blocks drain, and are its own for minutes.
+    bed.cluster.delete("Pod", "default", "c")?;
+    bed.cluster.delete("Node", "", "n3")?;
+    bed.cluster.eventually("what n3 had drains", |_| {
+        bed.has("n3").is_some_and(|has| has.0.is_empty() && has.1 == blocks["n3"].0)
+    });
+    // It is back before they are over: what its agent uses stays its own, and it gets others.
+    bed.cluster.node("n3", "192.168.122.33", "10.244.3.0/24")?;
+    bed.cluster.pod("d", "n3", &json!({}))?;
+    bed.cluster.eventually("others for n3", |_| {
+        bed.has("n3").is_some_and(|has| {
+            !has.0.is_empty() && has.1 == blocks["n3"].0 && has.2 == "192.168.122.33"
+        })
+    });
+    let open = bed.has("n3").unwrap_or_default().0;
+    bed.report("n3", &open, "Direct", 0, "")?;
+    bed.cluster.eventually("what it does not use is free", |_| {
+        bed.has("n3").is_some_and(|has| has.0 == open && has.1.is_empty())
+    });
+
+    // A hand gives two nodes one block: nobody may use it, and it is put right.
+    let edit = json!({ "data": { "n1": "40 via 192.168.122.11", "n2": "40 via 192.168.122.12" } });
+    bed.cluster.patch("ConfigMap", "default", OBJECT, &edit)?;
+    bed.cluster.eventually("put right", |_| {
+        let blocks = bed.blocks().unwrap_or_default();
+        let of = |node: &str| blocks.get(node).cloned().unwrap_or_default();
+        of("n1").1 == before["n1"].0 && of("n2").1 == before["n2"].0 && !of("n1").0.contains(&40)
+    });
+    shared_by_none(&bed.blocks().unwrap_or_default());
+    // A label that is missing is put back.
+    let label = json!({ "metadata": { "labels": { "blocks.egress.mapper.com/n1": null } } });
+    bed.cluster.patch("ConfigMap", "default", OBJECT, &label)?;
+    bed.cluster.eventually("put back", |_| bed.labels()["blocks.egress.mapper.com/n1"] == "");
+    second.stop()?;
+    Ok(())
+}

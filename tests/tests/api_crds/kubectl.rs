@@ -38,7 +38,8 @@ spec: {InterfaceName: eth0}
     let statuses = [
         (
             "vip/example-vip",
-            json!({"routeid": 64, "holder": "node1", "pods": 2, "egresses": 1,
+            json!({"routeid": 64, "holder": "node1", "pods": 2, "egresses": 1, "path": "Mixed",
+            "blocks": {"nodes": 2, "given": 9, "draining": 1, "free": 38},
             "conditions": [condition("Held"), condition("Accepted")]}),
         ),
         (
@@ -75,6 +76,10 @@ spec: {InterfaceName: eth0}
         without_age("vip")?,
         ["NAME IP ROUTEID HOLDER PODS ACCEPTED", "example-vip 192.168.122.222 64 node1 2 True",]
     );
+    let wide = server.kubectl(&["get", "-n", "columns", "vip", "-o", "wide"])?;
+    let wide = words(&wide);
+    let path = wide[0].iter().rev().position(|column| *column == "PATH");
+    assert_eq!(path.map(|place| wide[1][wide[1].len() - 1 - place]), Some("Mixed"), "{wide:?}");
     assert_eq!(
         without_age("egress")?,
         [

@@ -55,6 +55,10 @@ async fn wrong_vips_are_refused() -> Result<()> {
     let mut cases = vec![
         case(json!({}), "spec.ip: Required value"),
         case(
+            with("path", "direct".into()),
+            "spec.path: Unsupported value: \"direct\": supported values: \"ViaHolder\", \"Direct\"",
+        ),
+        case(
             with("namespaces", json!([])),
             "spec.namespaces: namespaces must name at least one namespace, or be left out for the \
              Vip's own",
