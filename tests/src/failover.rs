@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use shared::VipPath;
 
-use crate::capture::Capture;
+use crate::capture::{Capture, Flow};
 use crate::cluster::{Cluster, vip};
 use crate::host::Host;
 use crate::lab::{Family, Lab};
@@ -17,6 +18,7 @@ use crate::traffic::{PodReport, Traffic};
 use crate::wait::wait_until;
 
 const PORT: u16 = 7000;
+const UDP: u8 = 17;
 const SETTLED_WITHIN: Duration = Duration::from_secs(20);
 
 /// What befalls the node that holds the VIPs.
@@ -72,6 +74,7 @@ impl Fault {
 pub struct Gateways {
     launchers: BTreeMap<usize, Launcher>,
     arguments: Vec<String>,
+    path: VipPath,
     /// Nodes, agents and mappings.
     pub cluster: Cluster,
 }
@@ -85,6 +88,8 @@ pub struct Outcome {
     pub broken: Vec<String>,
     /// Packets with any source but the VIP.
     pub leaked: u64,
+    /// UDP packets that pods sent and that the host outside did not get.
+    pub unseen: u64,
 }
 
 /// Traffic of some pods that is being watched.
@@ -99,14 +104,55 @@ pub struct Watch {
 impl Gateways {
     /// Agents and launchers run, with these arguments for the latter; node 1 holds both VIPs.
     pub fn start(arguments: &[&str]) -> Result<Self> {
+        Self::start_on(VipPath::ViaHolder, arguments)
+    }
+
+    /// As [`Gateways::start`], with both VIPs on that path, and proven if it is the direct one.
+    pub fn start_on(path: VipPath, arguments: &[&str]) -> Result<Self> {
         let mut gateways = Self::prepare(arguments)?;
+        gateways.path = path;
+        if path == VipPath::Direct {
+            gateways.give_blocks()?;
+        }
         gateways.cluster.start_agents()?;
         for node in 1..=3 {
             gateways.launch(node)?;
         }
         gateways.await_holder(1)?;
         gateways.await_settled()?;
+        if path == VipPath::Direct {
+            gateways.await_proven()?;
+        }
         Ok(gateways)
+    }
+
+    fn give_blocks(&mut self) -> Result<()> {
+        let Cluster { lab, mappings, .. } = &mut self.cluster;
+        for vip in Self::vips() {
+            for (number, blocks) in [(1, "1,2"), (2, "3,4"), (3, "5,6")] {
+                mappings.set_blocks(vip, lab.node(number), blocks)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every node that can take the direct path does.
+    pub fn await_proven(&mut self) -> Result<()> {
+        for node in 1..=3 {
+            for vip in Self::vips() {
+                let agent = self.cluster.agent(node)?;
+                let metric = format!("egress_agent_direct_proven{{vip=\"{vip}\"}}");
+                let proven = || agent.metric(&metric).is_ok_and(|proven| proven > 0.5);
+                let reached = wait_until(SETTLED_WITHIN, proven);
+                ensure!(reached, "node {node} does not prove {vip}:\n{}", agent.log());
+            }
+        }
+        Ok(())
+    }
+
+    /// The path that the VIPs are on.
+    pub const fn path(&self) -> VipPath {
+        self.path
     }
 
     /// As [`Gateways::start`], but nothing runs.
@@ -120,7 +166,8 @@ impl Gateways {
             mappings.set_vip(vip(family, 222), route_id)?;
         }
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        let mut gateways = Self { launchers: BTreeMap::new(), arguments, cluster };
+        let path = VipPath::ViaHolder;
+        let mut gateways = Self { launchers: BTreeMap::new(), arguments, path, cluster };
         gateways.prefer(&[1, 2, 3])?;
         gateways.name(&[1, 2, 3])?;
         Ok(gateways)
@@ -268,13 +315,18 @@ impl Gateways {
         }
     }
 
-    /// Starts traffic of the pods of these nodes to the host outside, in one family.
+    /// Starts traffic of the pods of these nodes to the host outside, in one family; with downloads on
+    /// the direct path, on the other one they may stall.
     pub fn watch(&self, family: Family, nodes: &[usize], per_second: u32) -> Result<Watch> {
         let lab = &self.cluster.lab;
         let outside = lab.outside().ip(family);
         let start = |node: &usize| {
             let pod: &Host = lab.pod(*node, 1);
-            Traffic::start(&[pod], SocketAddr::new(outside, PORT), per_second)
+            let server = SocketAddr::new(outside, PORT);
+            match self.path {
+                VipPath::ViaHolder => Traffic::start(&[pod], server, per_second),
+                VipPath::Direct => Traffic::start_with_downloads(&[pod], server, per_second),
+            }
         };
         Ok(Watch {
             vip: vip(family, 222),
@@ -306,9 +358,12 @@ impl Watch {
         }
         let sources = self.capture.sources_towards(self.outside)?;
         ensure!(sources.contains_key(&self.vip), "the VIP was not seen: {sources:?}");
+        let is_probe = |flow: &Flow| flow.destination == self.outside && flow.protocol == UDP;
+        let seen: u64 = self.capture.sources_where(is_probe)?.values().sum();
+        let sent: u64 = pods.iter().map(|pod| pod.udp.sent).sum();
         let leaked =
             sources.iter().filter(|(source, _)| **source != self.vip).map(|(_, n)| n).sum();
-        Ok(Outcome { pods, broken, leaked })
+        Ok(Outcome { pods, broken, leaked, unseen: sent.saturating_sub(seen) })
     }
 }
 

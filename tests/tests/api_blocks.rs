@@ -297,7 +297,7 @@ fn the_path_is_changed_and_blocks_wait_for_their_connections() -> Result<()> {
 #[test]
 fn nodes_that_go_and_replicas_that_change() -> Result<()> {
     let server = ApiServer::start()?;
-    let mut bed = Bed::new(&server, Some("Direct"))?;
+    let bed = Bed::new(&server, Some("Direct"))?;
     let mut second = Controller::start(&server, "default", "second")?;
     second.wait_ready()?;
     for (pod, node) in [("a", "n1"), ("b", "n2")] {

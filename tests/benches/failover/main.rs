@@ -1,7 +1,7 @@
 //! What the loss of a holder costs: `cargo bench -p tests --bench failover`, as root.
 //!
 //! Three nodes, agents and real keepalived; a pod of each node sends UDP a thousand times a second, uploads and asks
-//! and answers over TCP. Each fault strikes the holder some times, in IPv4 and in IPv6 in turns. An outage is the
+//! and answers over TCP, on the direct path downloads too. Each fault strikes the holder some times, in IPv4 and in IPv6 in turns. An outage is the
 //! longest time in which no packet was sent that was answered, of the pod that suffered most.
 
 #![expect(clippy::print_stdout, reason = "figures are for reading")]
@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use shared::VipPath;
 use tests::{Family, Fault, Gateways, Outcome, wait_until};
 
 use table::{Verdicts, heading, rows};
@@ -40,6 +41,9 @@ struct Options {
     /// Only faults whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Only this path of the VIPs: `ViaHolder` or `Direct`.
+    #[arg(long)]
+    path: Option<VipPath>,
     /// Leaves out the measurements with 252 VIPs.
     #[arg(long)]
     few: bool,
@@ -55,6 +59,7 @@ struct Figures {
     lost: Vec<u64>,
     broken: Vec<String>,
     leaked: u64,
+    unseen: Vec<u64>,
 }
 
 /// A fault, and how long it lasts before it is mended, if that is not when traffic goes on.
@@ -93,9 +98,13 @@ fn main() -> Result<()> {
     let options = Options::parse();
     build_agent()?;
     let mut verdicts = Verdicts::default();
-    let figures = measure(&options)?;
-    show(&options, &figures);
-    judge(&options, &figures, &mut verdicts);
+    for path in [VipPath::ViaHolder, VipPath::Direct] {
+        if options.path.is_none_or(|only| only == path) {
+            let figures = measure(&options, path)?;
+            show(&options, path, &figures);
+            judge(&options, path, &figures, &mut verdicts);
+        }
+    }
     if !options.few {
         crowd::measure(options.advert_interval_ms, &mut verdicts)?;
     }
@@ -103,9 +112,9 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn measure(options: &Options) -> Result<Vec<Figures>> {
+fn measure(options: &Options, path: VipPath) -> Result<Vec<Figures>> {
     let interval = options.advert_interval_ms.to_string();
-    let mut gateways = Gateways::start(&["--advert-interval-ms", &interval])?;
+    let mut gateways = Gateways::start_on(path, &["--advert-interval-ms", &interval])?;
     let chosen = TRIALS.iter().filter(|trial| trial.what.contains(&options.only));
     chosen.map(|trial| try_out(&mut gateways, trial, options)).collect()
 }
@@ -117,6 +126,7 @@ fn try_out(gateways: &mut Gateways, trial: &Trial, options: &Options) -> Result<
         lost: Vec::new(),
         broken: Vec::new(),
         leaked: 0,
+        unseen: Vec::new(),
     };
     for family in Family::ALL.into_iter().cycle().take(options.runs) {
         let outcome = strike(gateways, trial, family, options.rate)
@@ -126,13 +136,15 @@ fn try_out(gateways: &mut Gateways, trial: &Trial, options: &Options) -> Result<
         }
         let (outage, lost) = (outcome.outage().as_millis(), outcome.lost());
         println!(
-            "  {}, {family:?}: {outage} ms, {lost} lost, {} broken",
+            "  {}, {family:?}: {outage} ms, {lost} lost, {} sent and not seen outside, {} broken",
             trial.what,
+            outcome.unseen,
             outcome.broken.len()
         );
         figures.outages.push(outcome.outage());
         figures.lost.push(outcome.lost());
         figures.leaked += outcome.leaked;
+        figures.unseen.push(outcome.unseen);
         figures.broken.extend(outcome.broken);
     }
     Ok(figures)
@@ -163,9 +175,9 @@ fn strike(gateways: &mut Gateways, trial: &Trial, family: Family, rate: u32) -> 
     Ok(outcome)
 }
 
-fn show(options: &Options, figures: &[Figures]) {
+fn show(options: &Options, path: VipPath, figures: &[Figures]) {
     heading(&format!(
-        "Faults of the holder, adverts each {} ms, {} packets a second from each of 3 pods",
+        "{path}: faults of the holder, adverts each {} ms, {} packets a second from each of 3 pods",
         options.advert_interval_ms, options.rate
     ));
     let list = |of: &dyn Fn(usize) -> String, count: usize| {
@@ -176,12 +188,20 @@ fn show(options: &Options, figures: &[Figures]) {
             figures.what.to_owned(),
             list(&|n| figures.outages[n].as_millis().to_string(), figures.outages.len()),
             list(&|n| figures.lost[n].to_string(), figures.lost.len()),
+            list(&|n| figures.unseen[n].to_string(), figures.unseen.len()),
             figures.broken.len().to_string(),
             figures.leaked.to_string(),
         ]
     };
     rows(
-        &["fault", "outage, ms", "packets lost", "sessions broken", "leaked"],
+        &[
+            "fault",
+            "outage, ms",
+            "lost or unanswered",
+            "not seen outside, of all",
+            "sessions broken",
+            "leaked",
+        ],
         &figures.iter().map(row).collect::<Vec<_>>(),
     );
     for error in figures.iter().flat_map(|figures| &figures.broken) {
@@ -189,7 +209,7 @@ fn show(options: &Options, figures: &[Figures]) {
     }
 }
 
-fn judge(options: &Options, figures: &[Figures], verdicts: &mut Verdicts) {
+fn judge(options: &Options, path: VipPath, figures: &[Figures], verdicts: &mut Verdicts) {
     #[expect(clippy::cast_precision_loss, reason = "small numbers")]
     let most = |figures: &Figures| figures.lost.iter().copied().max().unwrap_or_default() as f64;
     let longest = |figures: &Figures| {
@@ -198,10 +218,18 @@ fn judge(options: &Options, figures: &[Figures], verdicts: &mut Verdicts) {
     let taken_over = if options.advert_interval_ms <= 100 { 400.0 } else { 800.0 };
     let chosen = TRIALS.iter().filter(|trial| trial.what.contains(&options.only));
     for (trial, figures) in chosen.zip(figures) {
-        let what = figures.what;
+        let what = &format!("{path}, {}", figures.what);
+        if path == VipPath::Direct {
+            let unseen = figures.unseen.iter().copied().max().unwrap_or_default();
+            #[expect(clippy::cast_precision_loss, reason = "a small number")]
+            verdicts.at_most(&format!("{what}, not seen outside"), unseen as f64, 0.0, " lost");
+        }
         match trial.fault {
             Fault::Unplugged | Fault::PoweredOff => {
                 verdicts.at_most(what, longest(figures), taken_over, " ms");
+            }
+            _ if path == VipPath::Direct => {
+                verdicts.at_most(what, most(figures), 0.0, " lost");
             }
             Fault::Stopped => verdicts.at_most(what, longest(figures), 100.0, " ms"),
             Fault::KeepalivedKilled | Fault::KeepalivedFrozen => {
@@ -220,8 +248,8 @@ fn judge(options: &Options, figures: &[Figures], verdicts: &mut Verdicts) {
     let leaked: u64 = figures.iter().map(|figures| figures.leaked).sum();
     #[expect(clippy::cast_precision_loss, reason = "small numbers")]
     let (broken, leaked) = (broken as f64, leaked as f64);
-    verdicts.at_most("sessions broken, in all", broken, 0.0, "");
-    verdicts.at_most("packets leaked, in all", leaked, 0.0, "");
+    verdicts.at_most(&format!("{path}, sessions broken, in all"), broken, 0.0, "");
+    verdicts.at_most(&format!("{path}, packets leaked, in all"), leaked, 0.0, "");
 }
 
 /// What is measured is the agent as it is delivered.
