@@ -156,8 +156,9 @@ pub struct Run {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:9797", value_parser = endpoint,
           env = "EGRESS_LISTEN")]
     pub listen: SocketAddr,
-    /// Use this node's blocks of VIPs on the direct path without proof that answers come back: where
-    /// the network is known to drop no frame for its source address, and nothing answers pings.
+    /// Take the direct path of VIPs without proof that answers come back here.
+    ///
+    /// Where the network is known to drop no frame for its source address, and nothing answers pings.
     #[arg(long, env = "ASSUME_DIRECT")]
     pub assume_direct: bool,
     /// How --dump-rules prints.
@@ -171,15 +172,17 @@ pub struct Kernel {
     /// The uplink of every VIP; by default the interface with the route to the VIP's subnet.
     #[arg(long, value_name = "IF", env = "INTERFACE_NAME")]
     pub interface: Option<String>,
-    /// The main nft table (family inet); the guard table is called the same with -guard, and one of
-    /// family netdev, where VIPs take the direct path, just the same.
+    /// The main nft table (family inet); the guard table is called the same with -guard.
+    ///
+    /// So is a table of family netdev, where VIPs take the direct path.
     #[arg(long, value_name = "NAME", default_value = "egress", value_parser = table_name)]
     pub nft_table: String,
     /// The nft program.
     #[arg(long, value_name = "PROGRAM", default_value = "nft")]
     pub nft: String,
-    /// The mark bits that are ours: eight in a row for the route id, and two more; without the last
-    /// one, no VIP takes the direct path here.
+    /// The mark bits that are ours: eight in a row for the route id, and two more.
+    ///
+    /// Nine will do where no VIP is to take the direct path.
     #[arg(long, value_name = "MASK", default_value_t = MarkMask::default(),
           allow_negative_numbers = true)]
     pub mark_mask: MarkMask,

@@ -98,6 +98,7 @@ fn help_names_every_flag_and_what_it_is_for() -> Result<()> {
         "rule-base",
         "table-base",
         "route-protocol",
+        "assume-direct",
         "log-format",
         "version",
     ];

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what the scene is made of is known")]
 
+mod changes;
 mod moves;
+mod odd;
 mod scene;
 mod still;
