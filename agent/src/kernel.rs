@@ -7,6 +7,7 @@ pub mod addresses;
 pub mod conntrack;
 pub mod elements;
 mod forgetting;
+mod kept;
 pub mod links;
 pub mod neighbour_queue;
 mod neighbours;
@@ -31,6 +32,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use self::conntrack::{Conntrack, ConntrackError};
 use self::elements::{Elements, ElementsError};
 use self::forgetting::{Forgetting, Which};
+use self::kept::Kept;
 use self::links::{FactsError, read_node_facts};
 use self::neighbours::NeighbourError;
 pub use self::nfnetlink::NfnetlinkError;
@@ -41,7 +43,7 @@ use self::route_socket::{RequestError, RouteSocket};
 use self::routing::{Routing, RoutingError};
 use self::sysctl::{ReversePath, SysctlError};
 use self::tables::{Tables, TablesError};
-use shared::{Block, PodIp};
+use shared::{Block, PodIp, Vip};
 
 use crate::kernel_state::SeenTable;
 use crate::node_facts::NodeFacts;
@@ -90,6 +92,7 @@ pub struct Kernel {
     names: TableNames,
     ownership: Ownership,
     own_ports: OwnPorts,
+    kept: Kept,
 }
 
 /// The tables as they were seen, and the kernel's count of transactions by then.
@@ -120,6 +123,7 @@ impl Kernel {
             names,
             ownership,
             own_ports: OwnPorts::default(),
+            kept: Kept::default(),
         })
     }
 
@@ -220,11 +224,37 @@ impl Kernel {
                 self.forget_marks(wrong, marks)?;
                 self.forget_blocks(blocks, marks)?;
             }
+            Step::Keep(vips) => self.keep(vips, marks).await?,
             Step::DeleteRule(rule) => self.routing.del_rule(rule).await?,
             Step::DeleteRoute(route) => self.routing.del_route(route).await?,
             Step::DeleteStray(stray) => self.routing.del_stray(stray).await?,
         }
         Ok(())
+    }
+
+    /// Has what comes for connections of these VIPs that were made here stay here.
+    async fn keep(
+        &mut self,
+        vips: &BTreeMap<u32, Vip>,
+        marks: MarkMask,
+    ) -> Result<(), KernelError> {
+        let kept = Kept::look(vips, &mut self.conntrack, marks)?;
+        let before = self.tables.generation()?;
+        self.nft.keep(&kept.elements()).await?;
+        self.kept = kept;
+        self.changed_since(before)
+    }
+
+    /// Lets go of those that have ended meanwhile.
+    pub async fn keep_no_more(&mut self, marks: MarkMask) -> Result<(), KernelError> {
+        if !self.kept.may_end() {
+            return Ok(());
+        }
+        let vips = self.kept.vips();
+        if self.kept.is_as(&Kept::look(&vips, &mut self.conntrack, marks)?) {
+            return Ok(());
+        }
+        self.keep(&vips, marks).await
     }
 
     fn forget(&self, which: Which, pods: &BTreeSet<PodIp>) {

@@ -33,9 +33,10 @@ pub use self::ingress::IngressChange;
 pub use self::pods::pod_changes;
 pub use self::tables::{TableChange, TablesChange};
 use crate::desired::{Desired, Place};
-use crate::kernel_state::{LoadedDigests, Observed};
+use crate::kernel_state::{LoadedDigests, Observed, SeenTable};
 use crate::pod_tables::PodChanges;
-use crate::routing::{Device, MarkMask, ObjectKind, PolicyRule, Route, RouteKind, Stray};
+use crate::routing::{Device, Family, MarkMask, ObjectKind, PolicyRule, Route, RouteKind, Stray};
+use crate::ruleset::{kept_echoes_set, kept_set};
 
 /// One change to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +82,9 @@ pub enum Step {
         /// What all connections are bound to afterwards.
         places: BTreeMap<RouteId, Place>,
     },
+    /// Leave what comes for connections to this node that it made as the holder of these VIPs, by their
+    /// marks, with ports that may be in blocks of other nodes.
+    Keep(BTreeMap<u32, Vip>),
     /// Remove a policy rule.
     DeleteRule(PolicyRule),
     /// Remove a route.
@@ -106,7 +110,7 @@ impl Step {
             }
             // Until then the ports may be those of connections that this node translates.
             Self::ChangeIngress(_) => {
-                matches!(failed, Self::ChangeTables(_) | Self::Rebind { .. })
+                matches!(failed, Self::ChangeTables(_) | Self::Rebind { .. } | Self::Keep(_))
             }
             Self::Loosen(_)
             | Self::AddRoute(_)
@@ -115,6 +119,7 @@ impl Step {
             | Self::ForgetPods(_)
             | Self::ForgetUndecided { .. }
             | Self::ForgetHolder { .. }
+            | Self::Keep(_)
             | Self::Rebind { .. } => false,
         }
     }
@@ -153,6 +158,10 @@ impl fmt::Display for Step {
                     (false, false) => f.write_str(", and those with blocks that are gone"),
                     (false, true) => Ok(()),
                 }
+            }
+            Self::Keep(vips) => {
+                f.write_str("keep connections that were made here as the holder of")?;
+                vips.values().try_for_each(|vip| write!(f, " {vip}"))
             }
             Self::DeleteRule(rule) => write!(f, "delete rule {rule}"),
             Self::DeleteRoute(route) => write!(f, "delete route {route}"),
@@ -204,6 +213,7 @@ pub fn plan(
         observed.ingress.as_ref(),
         loaded_ingress,
     );
+    let anew = matches!(first, Some(IngressChange::Make(TableChange::Replace(_))));
     steps.extend(first.map(Step::ChangeIngress));
 
     // Without either table connections were made as if nothing were mapped.
@@ -238,6 +248,10 @@ pub fn plan(
         let (wrong, blocks) = wrong_marks(places, observed.places.as_ref(), marks);
         steps.push(Step::Rebind { wrong, blocks, places: places.clone() });
     }
+    if desired.ruleset.ingress.is_some() && (anew || may_pass_on_ours(desired, observed)) {
+        let shared = places.iter().filter(|(_, place)| place.shared);
+        steps.push(Step::Keep(shared.map(|(id, place)| (marks.here(*id), place.vip)).collect()));
+    }
     steps.extend(then.map(Step::ChangeIngress));
 
     steps.extend(old_rules.into_iter().map(Step::DeleteRule));
@@ -258,6 +272,20 @@ pub fn plan(
     steps.extend(routing.strays.iter().cloned().map(Step::DeleteStray));
     steps.extend(new_shortcuts.into_iter().map(Step::AddRule));
     steps
+}
+
+/// Whether something may be passed on to other nodes from now on that is for connections which this
+/// node has made as a VIP's holder.
+fn may_pass_on_ours(desired: &Desired<'_>, observed: &Observed) -> bool {
+    let knows = |seen: &SeenTable| {
+        let mut sets = Family::ALL.into_iter().flat_map(|of| [kept_set(of), kept_echoes_set(of)]);
+        sets.all(|set| seen.declared.contains_key(set))
+    };
+    let newly_shared = desired.places.iter().any(|(id, now)| {
+        let before = observed.places.as_ref().and_then(|known| known.get(id));
+        now.shared && before.is_none_or(|old| !old.shared || old.vip != now.vip)
+    });
+    newly_shared || !observed.ingress.as_ref().is_some_and(knows)
 }
 
 /// What is to be forgotten of VIPs that were here and are not any more.

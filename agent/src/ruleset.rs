@@ -27,7 +27,7 @@ use crate::direct::DirectVip;
 use crate::routing::{Family, MarkMask};
 use parts::Part;
 
-pub use forward::passes_on;
+pub use forward::{kept_echoes_set, kept_set, passes_on};
 
 /// What the tables are called. The family of the first two is `inet`; the ingress table, of family
 /// `netdev`, is called as the main one.
@@ -263,6 +263,10 @@ pub enum DeclaredKind {
     /// Fragmented packets by source, destination and id, put there by rules and gone by themselves
     /// after [`FRAGMENT_SECONDS`].
     Fragments,
+    /// Connections by VIP, protocol, the VIP's port, the other address and its port.
+    Connections,
+    /// Echo requests by VIP, id and whom they are for.
+    Echoes,
 }
 
 /// How long after its first fragment the others of a packet may come, in seconds.
@@ -273,7 +277,7 @@ impl Declared {
     pub const fn keyword(self) -> &'static str {
         match self.kind {
             DeclaredKind::Map => "map",
-            DeclaredKind::Set | DeclaredKind::Passing | DeclaredKind::Fragments => "set",
+            _ => "set",
         }
     }
 
@@ -291,6 +295,8 @@ impl fmt::Display for Declared {
         let Self { kind, family, size } = *self;
         let address = address_type(family);
         match kind {
+            DeclaredKind::Connections => write!(f, "{{ typeof {}; ", forward::connection(family))?,
+            DeclaredKind::Echoes => write!(f, "{{ typeof {}; ", forward::echo(family))?,
             DeclaredKind::Map => write!(f, "{{ type {address} : {address}; ")?,
             DeclaredKind::Set => write!(f, "{{ type {address}; ")?,
             DeclaredKind::Passing => {

@@ -89,6 +89,8 @@ pub struct Sync {
     /// Whose rules and routes have been complained of.
     foreign: BTreeSet<Foreign>,
     why: Why,
+    /// Connections that are kept may have ended.
+    some_may_have_ended: bool,
     /// Something other than a stranger may have made the kernel differ from what is desired.
     unsettled: bool,
 }
@@ -109,6 +111,7 @@ impl Sync {
             notes: Vec::new(),
             foreign: BTreeSet::new(),
             why: Why::Start,
+            some_may_have_ended: false,
             unsettled: true,
         }
     }
@@ -244,6 +247,7 @@ impl Sync {
     /// Has everything looked at again that can be looked at cheaply.
     pub fn look_again(&mut self) {
         self.memory.doubt_all();
+        self.some_may_have_ended = true;
     }
 
     /// Makes the kernel what it should be, as far as it differs from that. Returns how many steps
@@ -262,6 +266,12 @@ impl Sync {
         }
         let steps = self.decide()?;
         let outcome = self.act(steps).await;
+        if std::mem::take(&mut self.some_may_have_ended) {
+            let ended = self.kernel.keep_no_more(self.settings.ownership.marks()).await;
+            if let Err(error) = ended {
+                warn!("{:#}", anyhow::Error::from(error));
+            }
+        }
         if outcome.is_ok() {
             self.memory.settled();
         }
@@ -368,6 +378,7 @@ impl Part {
             Step::ForgetPods(_)
             | Step::ForgetUndecided { .. }
             | Step::ForgetHolder { .. }
+            | Step::Keep(_)
             | Step::Rebind { .. } => Self::Connections,
         }
     }

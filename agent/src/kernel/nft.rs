@@ -6,6 +6,7 @@
 mod commands;
 mod text;
 
+use std::collections::BTreeMap;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -63,6 +64,12 @@ impl Nft {
     /// Changes the ingress table in one transaction: everything or nothing.
     pub async fn change_ingress(&self, change: &IngressChange) -> Result<(), NftError> {
         let commands = text::of_change(&self.names, change);
+        self.run(&["-f", "-"], commands.as_bytes()).await
+    }
+
+    /// Has these sets of the ingress table hold this and nothing else, in one transaction.
+    pub async fn keep(&self, of_sets: &BTreeMap<&str, Vec<String>>) -> Result<(), NftError> {
+        let commands = text::of_elements(&self.names, of_sets);
         self.run(&["-f", "-"], commands.as_bytes()).await
     }
 

@@ -73,6 +73,17 @@ fn declared(set: &Set) -> Option<Declared> {
         };
         return Some(Declared { kind: DeclaredKind::Fragments, family, size });
     }
+    // Two addresses and a number; and two more.
+    let of_answers = match key_len {
+        12 => Some((DeclaredKind::Echoes, Family::V4)),
+        36 => Some((DeclaredKind::Echoes, Family::V6)),
+        20 => Some((DeclaredKind::Connections, Family::V4)),
+        44 => Some((DeclaredKind::Connections, Family::V6)),
+        _ => None,
+    };
+    if let Some((kind, family)) = of_answers.filter(|_| (flags, data_len) == (0, 0)) {
+        return Some(Declared { kind, family, size });
+    }
     let family = match key_len {
         4 => Family::V4,
         16 => Family::V6,

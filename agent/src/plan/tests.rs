@@ -425,6 +425,7 @@ proptest! {
                         mark & !ours.marks().mask() == 0 && ours.marks().id_of(*mark).is_some()
                     })
                 }
+                Step::Keep(vips) => vips.values().all(|vip| new.mappings.blocks().contains_key(vip)),
                 Step::ChangeTables(_) | Step::ChangeIngress(_) | Step::ChangePods(_) => true,
             };
             prop_assert!(is_ours, "{step}");

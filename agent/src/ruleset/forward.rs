@@ -37,6 +37,38 @@ pub(super) const fn fragment(family: Family) -> &'static str {
     }
 }
 
+/// What tells connections apart, by their answers.
+pub(super) const fn connection(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip daddr . meta l4proto . th dport . ip saddr . th sport",
+        Family::V6 => "ip6 daddr . meta l4proto . th dport . ip6 saddr . th sport",
+    }
+}
+
+/// What tells pings apart, by their answers.
+pub(super) const fn echo(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip daddr . icmp id . ip saddr",
+        Family::V6 => "ip6 daddr . icmpv6 id . ip6 saddr",
+    }
+}
+
+/// The set of connections that this node made with ports that are in blocks of others by now.
+pub const fn kept_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "kept4",
+        Family::V6 => "kept6",
+    }
+}
+
+/// The same of ICMP echo.
+pub const fn kept_echoes_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "kept_echoes4",
+        Family::V6 => "kept_echoes6",
+    }
+}
+
 /// `None` where nothing is to be passed on.
 pub(super) fn ingress(input: &Input) -> Option<Table> {
     let mut table = Table {
@@ -65,6 +97,14 @@ pub(super) fn ingress(input: &Input) -> Option<Table> {
                 table.declared.insert(uplink.fragments_for(*via).into(), declared);
             }
         }
+    }
+    for family in Family::ALL {
+        let sets = [
+            (kept_set(family), DeclaredKind::Connections),
+            (kept_echoes_set(family), DeclaredKind::Echoes),
+        ];
+        let declared = |kind| Declared { kind, family, size: 0 };
+        table.declared.extend(sets.map(|(name, kind)| (name.into(), declared(kind))));
     }
     (!table.chains.is_empty()).then_some(table)
 }
@@ -182,7 +222,16 @@ fn for_this_node(family: Family, id: RouteId, direct: &DirectVip) -> Chain {
             Rule::of_text(&format!("own {why}"), format!("{block} {{ {own} }} accept"))
         }));
     }
-    rules.push(Rule::of_text("others'", format!("goto {OTHERS}{id}")));
+    let reply = match family {
+        Family::V4 => "icmp type echo-reply",
+        Family::V6 => "icmpv6 type echo-reply",
+    };
+    let (kept, echoes) = (kept_set(family), kept_echoes_set(family));
+    rules.extend([
+        Rule::of_text("made before", format!("{} @{kept} accept", connection(family))),
+        Rule::of_text("echo, made before", format!("{reply} {} @{echoes} accept", echo(family))),
+        Rule::of_text("others'", format!("goto {OTHERS}{id}")),
+    ]);
     Chain { hook: None, rules }
 }
 

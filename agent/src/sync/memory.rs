@@ -201,6 +201,7 @@ impl Memory {
             Step::ForgetPods(_)
             | Step::ForgetUndecided { .. }
             | Step::ForgetHolder { .. }
+            | Step::Keep(_)
             | Step::Rebind { .. } => {}
         }
         Ok(())

@@ -172,3 +172,63 @@ fn a_block_that_is_taken_away_is_used_no_more() -> Result<()> {
     }
     Ok(())
 }
+
+/// The VIP's path is changed to the direct one while its holder has connections of all pods, whose
+/// ports come to lie in blocks; and back again.
+#[test]
+fn connections_finish_as_they_began_when_the_path_changes() -> Result<()> {
+    let mut cluster = arranged(Lab::builder().pods_per_node(2).build()?)?;
+    for family in Family::ALL {
+        for node in 1..=3 {
+            let node = cluster.lab.node(node).clone();
+            cluster.mappings.remove_blocks(vip(family, 222), &node)?;
+        }
+        // Without the object the VIP is on the path of the holder.
+        cluster.mappings.remove_object(&blocks_of_vip(vip(family, 222).try_into()?))?;
+    }
+    cluster.start_agents()?;
+    for family in Family::ALL {
+        let vip = vip(family, 222);
+        let outside = cluster.lab.outside().ip(family);
+        let capture = Capture::start(&cluster.lab)?;
+        let traffic = all_traffic(&cluster, family)?;
+        traffic.flows_within(SOON)?;
+        // Each block is somebody's, so whatever port the holder has used is.
+        let all: Vec<Vec<String>> = (0..3)
+            .map(|node| (1..=47).filter(|n| n % 3 == node).map(|n: u8| n.to_string()).collect())
+            .collect();
+        for (node, blocks) in (1..).zip(&all) {
+            let node = cluster.lab.node(node).clone();
+            cluster.mappings.set_blocks(vip, &node, &blocks.join(","))?;
+        }
+        for (node, blocks) in (1..).zip(&all) {
+            let blocks: Vec<u32> = blocks.iter().map(|block| block.parse().unwrap()).collect();
+            eventually(SOON, || is_direct(&cluster.lab, node, family, &blocks).unwrap_or_default());
+        }
+        traffic.flows_within(SOON)?;
+        let before = capture.flows()?;
+        let kept = before.keys().filter(|flow| {
+            (flow.destination, flow.source) == (outside, vip)
+                && sender_of(&cluster.lab, flow) == Some(1)
+                && Block::of_port(flow.source_port).is_some()
+        });
+        assert!(kept.count() >= 3, "the holder used such ports:\n{}", capture.text());
+        // And back.
+        for (node, blocks) in (1..).zip(&all) {
+            let node = cluster.lab.node(node).clone();
+            let draining = format!("draining {}", blocks.join(","));
+            cluster.mappings.set_blocks(vip, &node, &draining)?;
+        }
+        for node in 1..=3 {
+            eventually(SOON, || is_via_holder(&cluster.lab, node, family, 1).unwrap_or_default());
+        }
+        unharmed(traffic, &capture, vip, outside)?;
+        // What has ended is kept no more.
+        let (set, node) = (if vip.is_ipv4() { "kept4" } else { "kept6" }, cluster.lab.node(1));
+        let kept = || node.sh(&format!("nft list set netdev egress {set}"));
+        assert!(kept()?.contains(&format!("{vip} . ")), "{}", kept()?);
+        node.run(&["sh", "-c", "conntrack -F 2>/dev/null"])?;
+        eventually(SOON * 3, || kept().is_ok_and(|list| !list.contains("elements")));
+    }
+    Ok(())
+}

@@ -27,8 +27,8 @@ fn there_and_back(pod: &Host, server: &Host, family: Family, bytes: usize) -> Re
     let listening = udp(server, server.ip(family), PORT + 1)?;
     let client = udp(pod, pod.ip(family), 0)?;
     let question: Vec<u8> = (0..=u8::MAX).cycle().take(bytes).collect();
+    let mut packet = vec![0; bytes + 1];
     Ok(wait_until(SOON, || {
-        let mut packet = [0; 20_000];
         let asked = client.send_to(&question, SocketAddr::new(server.ip(family), PORT + 1)).is_ok();
         let Ok((length, from)) = listening.recv_from(&mut packet) else { return false };
         let answered = listening.send_to(&packet[..length], from).is_ok();

@@ -152,7 +152,9 @@ fn declaration(table: &str, name: &str, declared: Declared) -> NfListObject<'sta
     match kind {
         DeclaredKind::Set => NfListObject::Set(Box::new(Set { size, ..set(table, name, family) })),
         // Of the ingress table, whose declarations are loaded as text.
-        DeclaredKind::Fragments => NfListObject::Set(Box::new(set(table, name, family))),
+        DeclaredKind::Fragments | DeclaredKind::Connections | DeclaredKind::Echoes => {
+            NfListObject::Set(Box::new(set(table, name, family)))
+        }
         DeclaredKind::Passing => NfListObject::Set(Box::new(Set {
             size,
             flags: Some([SetFlag::Timeout].into_iter().collect()),

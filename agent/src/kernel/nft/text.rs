@@ -1,10 +1,11 @@
 //! The commands that make a change of the ingress table, as text.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use crate::plan::{IngressChange, TableChange};
-use crate::ruleset::{Rule, TableNames};
+use crate::routing::Family;
+use crate::ruleset::{Rule, TableNames, kept_echoes_set, kept_set};
 
 pub(super) fn of_change(names: &TableNames, change: &IngressChange) -> String {
     let name = names.ingress();
@@ -15,6 +16,24 @@ pub(super) fn of_change(names: &TableNames, change: &IngressChange) -> String {
     }
     commands.text
 }
+
+/// Has these sets hold this and nothing else; the others of the ingress table nothing.
+pub(super) fn of_elements(names: &TableNames, of_sets: &BTreeMap<&str, Vec<String>>) -> String {
+    let table = format!("netdev {}", names.ingress());
+    let mut commands = Commands { table: table.clone(), text: String::new() };
+    let sets = Family::ALL.into_iter().flat_map(|of| [kept_set(of), kept_echoes_set(of)]);
+    for set in sets {
+        commands.line(format_args!("flush set {table} {set}"));
+        for some in of_sets.get(set).into_iter().flat_map(|elements| elements.chunks(AT_ONCE)) {
+            let elements = some.join(", ");
+            commands.line(format_args!("add element {table} {set} {{ {elements} }}"));
+        }
+    }
+    commands.text
+}
+
+/// How many elements are in one line.
+const AT_ONCE: usize = 500;
 
 struct Commands {
     table: String,

@@ -253,6 +253,8 @@ impl Kernel {
                 self.places = Some(places.clone());
                 Ok(())
             }
+            // Who keeps a connection made before is seen on a real kernel.
+            Step::Keep(_) => must(self.ingress.is_some()),
             Step::DeleteRule(rule) => must(self.rules.remove(rule)),
             Step::DeleteRoute(route) => must(self.routes.remove(route)),
             Step::DeleteStray(stray) => must(self.strays.remove(stray)),

@@ -239,6 +239,8 @@ impl<'a> Words<'a, '_> {
                     self.skip("map");
                     value = literal(&self.choice(&value)?);
                 }
+                // Several together: fragments and connections made before, of which there are none.
+                "." => return None,
                 _ => return Some(value),
             }
         }
