@@ -5,5 +5,6 @@
 mod changes;
 mod moves;
 mod odd;
+mod proof;
 mod scene;
 mod still;
