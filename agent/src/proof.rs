@@ -264,7 +264,7 @@ impl Proofs {
                 self.blocks.range(of_vip).partition(|(_, proof)| proof.proven);
             let message = others.first().map(|(_, proof)| {
                 let blocks = others.iter().map(|((_, block), _)| *block);
-                proof.why(now, way, blocks.collect())
+                proof.why(now, way, &blocks.collect::<Vec<_>>())
             });
             let proven = proven.into_iter().map(|((_, block), _)| *block).collect();
             (*vip, Verdict { proven, message: message.unwrap_or_default() })
@@ -282,7 +282,7 @@ impl Proofs {
 
 impl Proof {
     /// Why the block is not proven, in words for an operator; the same for `blocks`.
-    fn why(&self, now: Instant, way: &Result<Way, NoWay>, blocks: Vec<Block>) -> String {
+    fn why(&self, now: Instant, way: &Result<Way, NoWay>, blocks: &[Block]) -> String {
         let Way { device, target, .. } = match way {
             Ok(way) => way,
             Err(why) => return why.to_string(),

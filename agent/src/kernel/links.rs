@@ -218,10 +218,10 @@ fn gateways(family: Family, message: &RouteMessage) -> Vec<Gateway> {
 
 fn next_hop(attribute: &RouteAttribute) -> Option<IpAddr> {
     match attribute {
-        RouteAttribute::Gateway(RouteAddress::Inet(addr)) => Some(IpAddr::V4(*addr)),
-        RouteAttribute::Gateway(RouteAddress::Inet6(addr)) => Some(IpAddr::V6(*addr)),
-        RouteAttribute::Via(RouteVia::Inet(addr)) => Some(IpAddr::V4(*addr)),
-        RouteAttribute::Via(RouteVia::Inet6(addr)) => Some(IpAddr::V6(*addr)),
+        RouteAttribute::Gateway(RouteAddress::Inet(addr))
+        | RouteAttribute::Via(RouteVia::Inet(addr)) => Some(IpAddr::V4(*addr)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(addr))
+        | RouteAttribute::Via(RouteVia::Inet6(addr)) => Some(IpAddr::V6(*addr)),
         _ => None,
     }
 }

@@ -65,9 +65,12 @@ pub(super) async fn link_address(
     };
     let state = found.as_ref().map_or(NeighbourState::None, |found| found.header.state);
     let (known, sure) = match state {
-        // Set by hand: not to be touched.
-        NeighbourState::Permanent | NeighbourState::Noarp => (true, true),
-        NeighbourState::Reachable | NeighbourState::Delay | NeighbourState::Probe => (true, true),
+        // The first two are set by hand, and not to be touched.
+        NeighbourState::Permanent
+        | NeighbourState::Noarp
+        | NeighbourState::Reachable
+        | NeighbourState::Delay
+        | NeighbourState::Probe => (true, true),
         NeighbourState::Stale => (true, false),
         NeighbourState::Incomplete => (false, true),
         _ => (false, false),

@@ -68,7 +68,7 @@ impl PortCounter {
     /// Waits until something was looked at. Cancel safe.
     pub async fn changed(&mut self) {
         if self.found.changed().await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

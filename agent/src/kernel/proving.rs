@@ -2,6 +2,7 @@
 //! own: an answer is waited for while the kernel takes a large change, too.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Instant;
 use std::{io, thread};
@@ -61,7 +62,7 @@ impl Prover {
     pub async fn changed(&mut self) {
         if self.verdicts.changed().await.is_err() {
             // The thread has ended, which it does after this only.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
@@ -142,10 +143,11 @@ impl Worker {
             let Way { device, next_hop, .. } = &probe.way;
             // Many probes at once go the same way.
             let way = (device.index, *next_hop);
-            if !known.contains_key(&way) {
-                known.insert(way, self.tools.way(&probe.way).await);
-            }
-            let sent = match &known[&way] {
+            let way = match known.entry(way) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => unknown.insert(self.tools.way(&probe.way).await),
+            };
+            let sent = match way {
                 Ok((port, mac)) => self.tools.send(&probe, self.tag, port, *mac),
                 Err(why) => Err(why.clone()),
             };
@@ -174,10 +176,10 @@ impl Worker {
                         if blocks.is_empty() { "none".to_owned() } else { blocks.join(",") };
                     info!(%vip, blocks, "proven for the direct path: blocks {blocks}");
                 }
-                if earlier.map(|earlier| &earlier.message) != Some(&verdict.message) {
-                    if !verdict.message.is_empty() && verdict.message != BEING_PROVEN {
-                        warn!(%vip, "not proven for the direct path: {}", verdict.message);
-                    }
+                let why = verdict.message.as_str();
+                let is_news = earlier.is_none_or(|earlier| earlier.message != why);
+                if is_news && !["", BEING_PROVEN].contains(&why) {
+                    warn!(%vip, "not proven for the direct path: {why}");
                 }
             }
             *before = verdicts;
@@ -250,9 +252,8 @@ impl Tools {
     /// Sends a probe, and sees to it that its answer is heard.
     fn send(&mut self, probe: &Probe, tag: Tag, port: &Port, to: Mac) -> Result<(), Unsent> {
         let family = Family::of(probe.vip.addr());
-        if !self.listeners.contains_key(&family) {
-            let listener = AnswerListener::open(family, tag).map_err(failed)?;
-            self.listeners.insert(family, listener);
+        if let Entry::Vacant(place) = self.listeners.entry(family) {
+            place.insert(AnswerListener::open(family, tag).map_err(failed)?);
         }
         let sender = match self.sender.take() {
             Some(sender) => sender,

@@ -95,9 +95,9 @@ impl DirectMetrics {
         let Self { probes: _, vips, proven, used, available } = self;
         for gone in vips.iter().filter(|vip| !own.contains_key(vip)) {
             let label = ByVip { vip: gone.to_string() };
-            [&*proven, used, available].into_iter().for_each(|family| {
+            for family in [&*proven, used, available] {
                 family.remove(&label);
-            });
+            }
         }
         *vips = own.keys().copied().collect();
         for (vip, ports) in own {

@@ -80,8 +80,9 @@ pub fn frame(probe: &Probe, tag: Tag, from: Mac, to: Mac) -> Option<Vec<u8>> {
 pub fn answer(packet: &[u8], tag: Tag) -> Option<Answer> {
     let (source, destination, echo, reply) = match packet.first()? >> 4 {
         4 => {
-            let whole =
-                packet[0] == V4_FIRST_BYTE && packet.get(9)? == &ICMP && packet[6] & 0x3f == 0;
+            let whole = packet[0] == V4_FIRST_BYTE
+                && packet.get(9)? == &ICMP
+                && matches!(packet.get(6..8)?, [0 | 0x40, 0]);
             let source = <[u8; 4]>::try_from(packet.get(12..16)?).ok()?;
             let destination = <[u8; 4]>::try_from(packet.get(16..20)?).ok()?;
             let echo = packet.get(offset::V4_HEADER..).filter(|_| whole)?;

@@ -12,7 +12,7 @@ use crate::kernel::port_counting::{PortCounter, Wanted};
 use crate::kernel::proving::Prover;
 use crate::kernel::{Kernel, KernelError};
 use crate::metrics::{DirectMetrics, OwnPorts};
-use crate::port_use::Own;
+use crate::port_use::{Own, OwnBlocks};
 use crate::proof::{Choice, claims};
 use crate::sync::Sync;
 
@@ -99,7 +99,7 @@ impl Direct {
         }
         let report = self.uses.report(&own, &open, &verdicts, &found);
         let ports = report.iter().map(|(vip, of)| {
-            let available = own.get(vip).map_or(0, |own| own.ports());
+            let available = own.get(vip).map_or(0, OwnBlocks::ports);
             let ports = OwnPorts {
                 direct: of.path == VipPath::Direct,
                 used: found.ports.used.get(vip).copied().unwrap_or_default(),

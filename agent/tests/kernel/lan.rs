@@ -35,7 +35,9 @@ impl Room {
             unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
             run("ip", &["link", "set", "lo", "up"]);
             told.send(format!("/proc/{}/task/{}/ns/net", std::process::id(), gettid())).unwrap();
-            inbox.iter().for_each(|work| work());
+            for work in inbox {
+                work();
+            }
         });
         Self { work: Some(work), thread: Some(thread), path: path.recv().unwrap() }
     }
