@@ -1,7 +1,5 @@
 //! The direct path is taken once it is proven: that answers come back, through the holder, to the node.
 
-#![expect(clippy::float_cmp, reason = "counts are whole numbers")]
-
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
