@@ -35,6 +35,7 @@ use crate::desired::Settings;
 use crate::keepalived::{Launcher, LauncherError, Metrics as LauncherMetrics, Supervisor};
 use crate::kernel::{Kernel, KernelError};
 use crate::kernel_state::Observed;
+use crate::leftovers::Leftovers;
 use crate::metrics::{DirectMetrics, Metrics, ResultMetrics};
 use crate::node_facts::NoUplink;
 use crate::node_report::CONFLICTS_PATH;
@@ -266,6 +267,8 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
         results: results.map(|(path, metrics)| CniResults::open(Path::new(path), metrics)),
         reporter: origin.reporter,
         direct: direct.map_err(missing_capability)?,
+        launcher: origin.launcher,
+        leftovers: Leftovers::default(),
         notifications,
         metrics,
         health,

@@ -29,6 +29,7 @@ mod scratch_netns;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::addresses::RemoveError;
 use self::conntrack::{Conntrack, ConntrackError};
 use self::elements::{Elements, ElementsError};
 use self::forgetting::{Forgetting, Which};
@@ -74,6 +75,8 @@ pub enum KernelError {
     Elements(#[from] ElementsError),
     #[error(transparent)]
     Conntrack(#[from] ConntrackError),
+    #[error(transparent)]
+    Address(#[from] RemoveError),
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
     #[error(transparent)]
@@ -255,6 +258,11 @@ impl Kernel {
             return Ok(());
         }
         self.keep(&vips, marks).await
+    }
+
+    /// Takes a VIP off the device with that index.
+    pub async fn remove_vip(&self, vip: Vip, device: u32) -> Result<(), KernelError> {
+        Ok(addresses::remove_vip(&self.route_socket, vip, device).await?)
     }
 
     fn forget(&self, which: Which, pods: &BTreeSet<PodIp>) {

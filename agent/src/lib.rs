@@ -9,6 +9,8 @@ pub mod direct;
 pub mod keepalived;
 pub mod kernel;
 pub mod kernel_state;
+pub mod launcher_presence;
+pub mod leftovers;
 pub mod metrics;
 pub mod node_facts;
 pub mod node_report;

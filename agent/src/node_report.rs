@@ -5,7 +5,7 @@
 //! What fails is tried again. Nobody waits for any of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
@@ -25,6 +25,7 @@ use tracing::{debug, info, warn};
 
 use crate::api_server::{ANSWER_WITHIN, ApiThread, told};
 use crate::keepalived::agent_health::fetch;
+use crate::launcher_presence::LAUNCHER;
 
 /// Whose fields of the object are ours.
 const FIELD_MANAGER: &str = "egress-agent";
@@ -35,9 +36,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_mins(5);
 /// The longest message, in characters.
 const LONGEST_MESSAGE: usize = 1000;
 
-/// Where the launcher of keepalived on this node serves what it has seen of others that use our VIPs.
-const LAUNCHER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9799);
-/// The path of that.
+/// Where the launcher of keepalived serves what it has seen of others that use our VIPs.
 pub const CONFLICTS_PATH: &str = "/conflicts";
 /// How often it is asked, and how long an answer may take and be, in bytes.
 const BETWEEN_QUESTIONS: Duration = Duration::from_secs(5);

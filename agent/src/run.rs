@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use shared::telemetry::Health;
 use shared::{PodIp, PodUid, Vip};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -14,6 +15,7 @@ use tracing::{debug, error, info, warn};
 pub use self::direct::Direct;
 use crate::kernel::KernelError;
 use crate::kernel::notifications::{Notice, Notifications};
+use crate::leftovers::{Leftovers, Presence};
 use crate::metrics::Metrics;
 use crate::node_report::{Reporter, Standing};
 use crate::sources::cni_results::CniResults;
@@ -47,6 +49,10 @@ pub struct Agent {
     pub reporter: Option<Reporter>,
     /// What this node finds out of the direct path.
     pub direct: Direct,
+    /// Whether the launcher of keepalived is there, again and again, where other nodes are heard of.
+    pub launcher: Option<mpsc::Receiver<Presence>>,
+    /// What it may have left behind.
+    pub leftovers: Leftovers,
     /// What others change in the kernel; subscribed to before the first look.
     pub notifications: Notifications,
     /// Where numbers are told.
@@ -90,6 +96,14 @@ async fn changed(results: &mut Option<CniResults>) {
     }
 }
 
+/// Waits for word of the launcher; forever where nobody asks for it.
+async fn presence(launcher: Option<&mut mpsc::Receiver<Presence>>) -> Option<Presence> {
+    match launcher {
+        Some(launcher) => launcher.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
 fn is_due(at: Option<Instant>) -> bool {
     at.is_some_and(|at| at <= Instant::now())
 }
@@ -121,6 +135,9 @@ impl Agent {
                     Ok(Batch { waiting: Some(reason), .. }) => self.wait_for(&reason),
                     Ok(batch) => {
                         due.has_read = true;
+                        for change in &batch.changes {
+                            self.leftovers.learn(change);
+                        }
                         self.sync.learn(batch.changes);
                         self.direct.claim(&self.sync);
                         complaints.unreadable.extend(batch.unreadable);
@@ -135,8 +152,10 @@ impl Agent {
                 },
                 () = changed(&mut self.results) => self.learn_addresses(&mut due),
                 () = self.direct.changed() => self.learn_proofs(&mut due),
+                Some(presence) = presence(self.launcher.as_mut()) => self.leftovers.hear(presence),
                 () = sleep_until(due.next()) => {}
             }
+            self.remove_leftovers(&mut due).await;
             if is_due(Some(due.look)) {
                 due.look = Instant::now() + self.interval;
                 self.sync.look_again();
@@ -197,6 +216,20 @@ impl Agent {
             let pods = self.learnt().into_iter().map(|(uid, ips)| (uid, ips.into_iter().collect()));
             let (synced, pods) = (wrong.is_none(), pods.collect());
             reporter.tell(Standing { holds, synced, message, pods, blocks });
+        }
+    }
+
+    /// Takes VIPs off this node that nobody here serves any more, and another node does.
+    async fn remove_leftovers(&mut self, due: &mut Timetable) {
+        for vip in self.leftovers.among(&self.sync.held()) {
+            match self.sync.release(vip).await {
+                Ok(()) => warn!(
+                    "VIP {vip} was left on this node by a keepalived that is gone, and another node \
+                     has it: it is taken off"
+                ),
+                Err(error) => error!("{:#}", anyhow::Error::from(error)),
+            }
+            due.sync_by(Instant::now());
         }
     }
 

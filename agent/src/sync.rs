@@ -149,6 +149,16 @@ impl Sync {
         vips.map_or_else(|_| BTreeSet::new(), |vips| self.memory.facts.held(vips))
     }
 
+    /// Takes a VIP off this node; the next synchronisation does what follows from that.
+    pub async fn release(&mut self, vip: Vip) -> Result<(), KernelError> {
+        // Of what is done over our own sockets no notice comes.
+        self.notice(&Notice::Networks);
+        match self.memory.facts.holding(vip).map(|device| device.index) {
+            Some(device) => self.kernel.remove_vip(vip, device).await,
+            None => Ok(()),
+        }
+    }
+
     /// Takes in news of mappings.
     pub fn learn(&mut self, changes: Vec<Change>) {
         for change in changes {

@@ -217,6 +217,8 @@ fn keepalived(spec: &EgressMapperSpec, image: &str, namespace: &str) -> Parts {
             "seccompProfile": { "type": "RuntimeDefault" },
         })
     };
+    // No probes: nothing tells our image from others, which would fail them. Without a launcher keepalived goes on, and
+    // agents take off what a container has left.
     let container = json!({
         "name": KEEPALIVED,
         "image": image,

@@ -5,10 +5,13 @@ use std::path::Path;
 use prometheus_client::registry::Registry;
 use shared::MappingsStore;
 use shared::config_map::{CANDIDATES, NETWORKS, Object, ROUTE_IDS, VIPS};
+use tokio::sync::mpsc;
 
 use super::Refusal;
 use crate::api_server::{ApiServer, ApiThread};
 use crate::cli::Keepalived;
+use crate::launcher_presence::{LAUNCHER, watch_launcher};
+use crate::leftovers::Presence;
 use crate::metrics::SourceMetrics;
 use crate::node_report::Reporter;
 use crate::sources::Source;
@@ -20,6 +23,8 @@ pub(super) struct Origin {
     pub(super) address: String,
     pub(super) source: Source,
     pub(super) reporter: Option<Reporter>,
+    /// Whether the launcher of keepalived is there, again and again.
+    pub(super) launcher: Option<mpsc::Receiver<Presence>>,
     pub(super) store: MappingsStore,
 }
 
@@ -37,17 +42,21 @@ impl Origin {
                 address: directory.display().to_string(),
                 source: Source::Directory(DirectorySource::open(directory, wanted)?),
                 reporter: None,
+                launcher: None,
                 store: MappingsStore::default(),
             });
         }
         let server = api_server.ok_or(Refusal::NoSource)?;
         let api = ApiThread::start(server)?;
         let reporter = Some(Reporter::start(&api, node));
+        let (told, launcher) = mpsc::channel(1);
+        drop(api.runtime().spawn(watch_launcher(LAUNCHER, told)));
         let source = ApiSource::of_mappings(api, node, SourceMetrics::register(registry));
         Ok(Self {
             address: server.address(),
             source: Source::Api(Box::new(source)),
             reporter,
+            launcher: Some(launcher),
             store: MappingsStore::of_node(node),
         })
     }
