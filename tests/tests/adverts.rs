@@ -163,7 +163,8 @@ fn a_third_host_is_told_of_the_new_holder_and_the_old_one_says_nothing_when_it_i
             .filter(|news| news.about == vip && !news.asks)
             .map(|news| news.from.as_str())
             .collect();
-        assert!(!from.is_empty() && from.len() <= 4, "refreshed, not more: {from:?}");
+        // Each ten seconds, and for adverts of the old one, which knew of nobody for a moment.
+        assert!(!from.is_empty() && from.len() <= 10, "told too often: {from:?}");
         assert!(!from.contains(&macs[0].as_str()), "the old holder speaks of {vip}: {from:?}");
         assert!(macs[1..].iter().any(|mac| entry(&vip).contains(mac)));
     }
