@@ -12,7 +12,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use shared::Vip;
-use shared::crd::BlocksStatus;
+
+use crate::model::{PathVerdict, Reason};
 
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -127,6 +128,12 @@ struct ByBlockState {
     state: BlockState,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByPath {
+    vip: String,
+    reason: &'static str,
+}
+
 /// A verdict's reason is one of a few names that conditions may have.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByVerdict {
@@ -144,6 +151,7 @@ pub struct Metrics {
     objects: Family<ByVerdict, Gauge>,
     pods: Family<ByState, Gauge>,
     blocks: Family<ByBlockState, Gauge>,
+    direct: Family<ByPath, Gauge>,
     backlog: Gauge,
     status_backlog: Gauge,
     leads: Gauge,
@@ -169,6 +177,7 @@ impl Metrics {
             objects: Family::default(),
             pods: Family::default(),
             blocks: Family::default(),
+            direct: Family::default(),
             backlog: Gauge::default(),
             status_backlog: Gauge::default(),
             leads: Gauge::default(),
@@ -219,6 +228,11 @@ impl Metrics {
             "vip_blocks",
             "Blocks of 1024 ports of the VIPs whose path is or was Direct, by what is the matter with them",
             metrics.blocks.clone(),
+        );
+        registry.register(
+            "vip_direct_path",
+            "1 for each of these VIPs, with the reason of its condition DirectPath",
+            metrics.direct.clone(),
         );
         registry.register(
             "news_backlog",
@@ -280,10 +294,16 @@ impl Metrics {
         self.pods.get_or_create(&ByState { state: PodState::Held }).set(gauge(held));
     }
 
-    /// How the blocks of each VIP are that has any.
-    pub fn blocks(&self, vips: impl IntoIterator<Item = (Vip, BlocksStatus)>) {
+    /// How the blocks of each VIP are that has any, and what is said of its path.
+    pub fn paths<'a>(&self, vips: impl IntoIterator<Item = (Vip, &'a PathVerdict)>) {
         self.blocks.clear();
-        for (vip, of) in vips {
+        self.direct.clear();
+        for (vip, verdict) in vips {
+            if let Some(direct) = &verdict.direct {
+                let labels = ByPath { vip: vip.to_string(), reason: direct.reason.as_str() };
+                self.direct.get_or_create(&labels).set(1);
+            }
+            let Some(of) = verdict.blocks else { continue };
             let counts = [
                 (BlockState::Open, of.given - of.draining),
                 (BlockState::Draining, of.draining),

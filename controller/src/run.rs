@@ -254,7 +254,7 @@ impl Controller {
         let mut direct: BTreeMap<Vip, BTreeSet<&str>> =
             direct.map(|(vip, _)| (*vip, BTreeSet::new())).collect();
         if direct.is_empty() && self.published_blocks.all().next().is_none() {
-            self.metrics.blocks([]);
+            self.metrics.paths([]);
             return None;
         }
         for (node, shard) in &wanted.shards {
@@ -272,8 +272,7 @@ impl Controller {
             nodes: nodes.map(|node| (node.name.as_str(), node.internal.as_slice())).collect(),
             reports: self.world.uses_of_blocks().collect(),
         });
-        let counts = verdicts.iter().filter_map(|(&vip, verdict)| Some((vip, verdict.blocks?)));
-        self.metrics.blocks(counts);
+        self.metrics.paths(verdicts.iter().map(|(&vip, verdict)| (vip, verdict)));
         wanted.blocks = blocks;
         for (vip, verdict) in verdicts {
             let object = resolved.paths.get(&vip).and_then(|(key, _)| resolved.vips.get_mut(key));

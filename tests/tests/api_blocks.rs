@@ -208,6 +208,8 @@ fn nodes_get_blocks_with_their_first_pod_and_give_them_back_when_they_say_so() -
     });
 
     // Metrics.
+    let reason = format!("egress_controller_vip_direct_path{{vip=\"{VIP}\",reason=\"NoAnswer\"}}");
+    bed.cluster.eventually("n3 has not answered", |_| bed.controller.metric(&reason).is_ok());
     let metric = |state: &str| {
         let name = format!("egress_controller_vip_blocks{{vip=\"{VIP}\",state=\"{state}\"}}");
         bed.controller.metric(&name).unwrap_or_default()

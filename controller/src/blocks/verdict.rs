@@ -182,9 +182,8 @@ impl Round<'_> {
                     _ => (*node).to_owned(),
                 };
                 format!(
-                    "{who} {} could not prove that packets with the VIP get out and answers come \
-                     back: pods there leave over the holder; let the network pass addresses that are \
-                     not the sender's, or choose path ViaHolder",
+                    "{who} {} cannot use the ports: pods there leave over the holder; see that the \
+                     network lets addresses pass that are not the sender's, or choose path ViaHolder",
                     listed(nodes.iter().map(why))
                 )
             }

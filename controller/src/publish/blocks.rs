@@ -92,3 +92,96 @@ fn labels(
         .chain(stale)
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn blocks(entries: &[(&str, &str)]) -> VipBlocks {
+        let data = entries.iter().map(|&(node, of)| (node.to_owned(), of.to_owned())).collect();
+        decode_blocks("x", vip(), &data).entries
+    }
+
+    fn vip() -> Vip {
+        "192.168.0.222".parse().unwrap()
+    }
+
+    fn known(blocks: &VipBlocks) -> ConfigMaps {
+        let Some(Change::Create(object)) = to_write(vip(), blocks, &ConfigMaps::default()) else {
+            panic!("not made")
+        };
+        let mut observed = ConfigMaps::default();
+        let mut object = *object;
+        object.metadata.resource_version = Some("7".to_owned());
+        assert!(observed.seen(object));
+        observed
+    }
+
+    fn patch(blocks: &VipBlocks, observed: &ConfigMaps) -> serde_json::Value {
+        match to_write(vip(), blocks, observed) {
+            Some(Change::Patch(patch)) => patch,
+            None => json!(null),
+            other => panic!("not a patch: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn nodes_watch_by_their_label_and_see_it_empty_at_last() {
+        let long = format!("{}.example", "n".repeat(60));
+        let both = blocks(&[("n1", "1 via 192.168.0.1"), (&long, "2 via 192.168.0.2")]);
+        let observed = known(&both);
+        assert_eq!(patch(&both, &observed), json!(null));
+        let one = blocks(&[("n1", "draining 1 via 192.168.0.1")]);
+        let label = format!("blocks.egress.mapper.com/{}.ex", "n".repeat(60));
+        assert_eq!(
+            patch(&one, &observed),
+            json!({
+                "metadata": { "resourceVersion": "7", "labels": { label: null } },
+                "data": { "n1": "draining 1 via 192.168.0.1", long: null },
+            })
+        );
+        assert_eq!(
+            patch(&VipBlocks::new(), &known(&one)),
+            json!({ "metadata": { "resourceVersion": "7" }, "data": { "n1": null } })
+        );
+    }
+
+    #[test]
+    fn what_is_read_once_is_read_again_only_when_it_has_changed() {
+        let one = blocks(&[("n1", "1 via 192.168.0.1")]);
+        let mut observed = known(&one);
+        let mut published = PublishedBlocks::default();
+        let all = |published: &PublishedBlocks| -> BTreeMap<Vip, VipBlocks> {
+            published.all().map(|(vip, blocks)| (vip, blocks.clone())).collect()
+        };
+        for _ in 0..2 {
+            published.refresh(&observed);
+            assert_eq!(all(&published), [(vip(), one.clone())].into());
+        }
+        let mut object = observed.get("vip-blocks-192.168.0.222").unwrap().clone();
+        object.metadata.resource_version = Some("8".to_owned());
+        object.data.clear();
+        observed.seen(object);
+        published.refresh(&observed);
+        assert_eq!(all(&published), [(vip(), VipBlocks::new())].into());
+        observed.deleted("vip-blocks-192.168.0.222");
+        published.refresh(&observed);
+        assert_eq!(all(&published), [].into());
+    }
+
+    #[test]
+    fn only_names_that_are_ours_count() {
+        for (name, is_ours) in [
+            ("vip-blocks-192.168.0.222", true),
+            ("vip-blocks-fd00-1-2--0", true),
+            ("vip-blocks-fd00-1-2--00", false),
+            ("vip-blocks-nonsense", false),
+            ("vip-blocks-", false),
+            ("vip-configmap", false),
+        ] {
+            assert_eq!(vip_of(name).is_some(), is_ours, "{name}");
+        }
+    }
+}

@@ -1,10 +1,10 @@
 use serde_json::json;
-use shared::crd::{Egress, Vip};
+use shared::crd::{BlocksStatus, Egress, PathTaken, Vip};
 
 use super::*;
 use crate::model::{
-    EgressReason, EgressVerdict, Finding, HeldReason, InUseReason, PlacedReason, UniqueReason,
-    VipReason, VipVerdict,
+    DirectReason, EgressReason, EgressVerdict, Finding, HeldReason, InUseReason, PathVerdict,
+    PlacedReason, UniqueReason, VipReason, VipVerdict,
 };
 use crate::watch::Change;
 use crate::world::News;
@@ -202,4 +202,43 @@ fn people_are_told_when_a_vip_is_not_where_it_should_be_or_is_used_by_others() {
     assert_eq!(notes, ["NoConflict"]);
     let (_, notes) = told(&usual, Placed, NoConflict, SeveralHolders);
     assert_eq!(notes, ["SeveralHolders"]);
+}
+
+#[test]
+fn people_are_told_what_becomes_of_the_direct_path() {
+    use PathTaken::{Direct, Mixed, ViaHolder};
+    let told = |status: &Value, taken: PathTaken, reason: Option<DirectReason>| {
+        let mut resolved = used(&[], Some("n1"));
+        let direct = reason.map(|reason| Finding { reason, message: "so".to_owned() });
+        let blocks = direct.as_ref().map(|_| BlocksStatus { nodes: 1, ..BlocksStatus::default() });
+        for verdict in resolved.vips.values_mut() {
+            verdict.path = Some(PathVerdict { taken, blocks, direct: direct.clone() });
+        }
+        let world = with_vip(vip(&json!({}), status));
+        let tasks = tasks_of(&world, &resolved, NOW);
+        let Some(Action::Status { status, notes, .. }) = tasks.first().map(|task| &task.action)
+        else {
+            return (status.clone(), Vec::new());
+        };
+        let notes = notes.iter().map(|note| (note.reason.clone(), note.tone)).collect();
+        (status.clone(), notes)
+    };
+    let is = |notes: &[(String, Tone)], reason: &str, tone: Tone| {
+        assert_eq!(notes, [(reason.to_owned(), tone)]);
+    };
+    let (usual, _) = told(&json!({}), ViaHolder, None);
+    assert_eq!((&usual["path"], &usual["blocks"]), (&json!("ViaHolder"), &Value::Null));
+    let (starting, notes) = told(&usual, ViaHolder, Some(DirectReason::Starting));
+    assert_eq!(notes, []);
+    let (proven, notes) = told(&starting, Direct, Some(DirectReason::Proven));
+    is(&notes, "Proven", Tone::Normal);
+    assert_eq!((&proven["path"], &proven["blocks"]["nodes"]), (&json!("Direct"), &json!(1)));
+    let (full, notes) = told(&proven, Mixed, Some(DirectReason::NoFreeBlock));
+    is(&notes, "NoFreeBlock", Tone::Warning);
+    assert_eq!(told(&full, Mixed, Some(DirectReason::NoFreeBlock)).1, []);
+    let (draining, notes) = told(&full, ViaHolder, Some(DirectReason::Draining));
+    is(&notes, "Draining", Tone::Normal);
+    let (over, notes) = told(&draining, ViaHolder, None);
+    is(&notes, "ViaHolder", Tone::Normal);
+    assert_eq!(over["conditions"], usual["conditions"]);
 }

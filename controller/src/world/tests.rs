@@ -61,6 +61,7 @@ fn a_node_says_which_addresses_and_networks_are_its_own() {
         "status": {
             "addresses": [
                 { "type": "InternalIP", "address": "192.168.0.1" },
+                { "type": "ExternalIP", "address": "203.0.113.1" },
                 { "type": "Hostname", "address": "n1" },
             ],
             "conditions": [{ "type": "Ready", "status": "True" }],
@@ -68,7 +69,8 @@ fn a_node_says_which_addresses_and_networks_are_its_own() {
     });
     let node = node(serde_json::from_value::<NodeObject>(object).unwrap()).unwrap();
     assert!(node.ready && node.unschedulable);
-    assert_eq!(node.addresses.len(), 1);
+    assert_eq!(node.addresses.len(), 2);
+    assert_eq!(node.internal, ["192.168.0.1".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!(node.pod_cidrs.len(), 2);
 }
 
@@ -168,4 +170,27 @@ fn published_route_ids_are_those_in_the_object() {
         ids.into_iter().map(|(vip, id)| format!("{vip} {id}")).collect::<Vec<_>>(),
         ["192.168.0.9 7"]
     );
+}
+
+#[test]
+fn of_a_report_that_is_not_understood_no_block_is_thought_to_be_unused() {
+    let mut world = World::new("default");
+    let report = |node: &str, version: &str, blocks: &str| {
+        let object = json!({
+            "metadata": { "name": format!("egress-node-{node}"), "resourceVersion": version },
+            "data": { "synced": "true", "blocks": blocks },
+        });
+        News::ConfigMaps(Change::Seen(serde_json::from_value(object).unwrap()))
+    };
+    let said = |world: &World| -> Vec<String> {
+        let all = world.uses_of_blocks();
+        all.map(|(node, of)| format!("{node} {}", of.len())).collect()
+    };
+    world.learn(report("a", "1", "192.168.0.222 1,2 Direct 3"));
+    world.learn(report("b", "2", "192.168.0.222 1,2 Direct 3\n192.168.0.223 from the future"));
+    world.learn(report("c", "3", ""));
+    assert_eq!(said(&world), ["a 1", "c 0"]);
+    assert!(world.reports()["b"].synced);
+    world.learn(report("b", "4", "192.168.0.222 1,2 Direct 3"));
+    assert_eq!(said(&world), ["a 1", "b 1", "c 0"]);
 }

@@ -301,7 +301,7 @@ fn what_stands_in_the_way_is_said_after_a_moment() {
     };
     cluster.reports.insert("n2".into(), [(vip(), of)].into());
     cluster.pass();
-    assert!(cluster.says().starts_with("NotProven: Node n2 (no answer to probes) could not prove"));
+    assert!(cluster.says().starts_with("NotProven: Node n2 (no answer to probes) cannot use"));
     let taken = |cluster: &Cluster| cluster.verdict.as_ref().unwrap().taken;
     assert_eq!(taken(&cluster), PathTaken::Mixed);
     // Who comes later does not undo what is said of all, at least not at once.

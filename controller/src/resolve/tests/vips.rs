@@ -1,7 +1,8 @@
 //! Which Vips are accepted, with which route id, held by whom and used by whom.
 
 use rstest::rstest;
-use shared::crd::{self, EgressMapperSpec, VipStatus};
+use shared::crd::{self, EgressMapperSpec, PathTaken, VipStatus};
+use shared::{Vip, VipPath};
 
 use super::builders::*;
 use crate::model::Observed;
@@ -204,4 +205,28 @@ fn a_vip_that_is_being_deleted_counts_until_it_is_gone() {
         .pod(pod("p", &["10.244.1.1"]))
         .egress(egress("e", VIP, "pod", "p"));
     assert_eq!(outcome(&observed).mapped(), [format!("10.244.1.1 {VIP}")]);
+}
+
+#[rstest]
+#[case::nobody_says(None, None, VipPath::ViaHolder)]
+#[case::by_default(None, Some(VipPath::Direct), VipPath::Direct)]
+#[case::the_vip_says(Some(VipPath::ViaHolder), Some(VipPath::Direct), VipPath::ViaHolder)]
+#[case::only_the_vip_says(Some(VipPath::Direct), None, VipPath::Direct)]
+fn a_vip_says_its_path_or_the_mapper_does(
+    #[case] path: Option<VipPath>,
+    #[case] default_path: Option<VipPath>,
+    #[case] expected: VipPath,
+) {
+    let spec = EgressMapperSpec { default_path, ..EgressMapperSpec::default() };
+    let observed = cluster()
+        .vip(vip("a", VIP).with(|vip| vip.spec.path = path))
+        .vip(vip("refused", VIP).created(1))
+        .mapper(mapper("m", spec));
+    let outcome = outcome(&observed);
+    let paths: Vec<(&Vip, VipPath)> =
+        outcome.0.paths.iter().map(|(vip, (_, path))| (vip, *path)).collect();
+    assert_eq!(paths, [(&VIP.parse().unwrap(), expected)]);
+    // Until it is known what nodes do.
+    assert_eq!(outcome.vip("a").path.as_ref().map(|path| path.taken), Some(PathTaken::ViaHolder));
+    assert_eq!(outcome.vip("refused").path, None);
 }
