@@ -47,6 +47,8 @@ pub(super) struct Round<'a> {
     pub(super) common: &'a Common<'a>,
     pub(super) situation: &'a Situation<'a>,
     pub(super) timers: &'a mut Timers,
+    /// The blocks that nodes may use by their own account, each with these nodes.
+    listings: BTreeMap<Block, Vec<&'a str>>,
     /// What is to be published.
     pub(super) wanted: VipBlocks,
     /// When to look again.
@@ -59,7 +61,15 @@ impl<'a> Round<'a> {
     pub(super) fn new(vip: Vip, common: &'a Common<'a>, timers: &'a mut Timers) -> Self {
         let situation = common.situation;
         let wanted = situation.published.get(&vip).map_or_else(VipBlocks::new, |of| (*of).clone());
-        Self { vip, common, situation, timers, wanted, next: None }
+        // Reports of nodes that are gone stay for good, so they do not count here.
+        let uses = common.uses.get(&vip).into_iter().flatten();
+        let mut listings: BTreeMap<Block, Vec<&str>> = BTreeMap::new();
+        for (node, of) in uses.filter(|(node, _)| situation.nodes.contains_key(*node)) {
+            for block in &of.blocks {
+                listings.entry(*block).or_default().push(*node);
+            }
+        }
+        Self { vip, common, situation, timers, listings, wanted, next: None }
     }
 
     pub(super) fn decide(&mut self) -> Option<Wanted> {
@@ -139,27 +149,17 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// The blocks that nodes may use by their own account, each with these nodes. Reports of nodes that
-    /// are gone stay for good, so they do not count here.
-    fn listings(&self) -> BTreeMap<Block, Vec<&'a str>> {
-        let mut listings: BTreeMap<Block, Vec<&str>> = BTreeMap::new();
-        let uses = self.common.uses.get(&self.vip);
-        for (node, of) in uses.into_iter().flatten().filter(|(node, _)| self.exists(node)) {
-            for block in &of.blocks {
-                listings.entry(*block).or_default().push(*node);
-            }
-        }
-        listings
-    }
-
     /// Rule 4: what is nobody's and is used nevertheless.
     fn adopt(&mut self) {
         let owned: BTreeSet<Block> = self.wanted.values().flat_map(NodeBlocks::all).collect();
-        for (block, nodes) in self.listings() {
-            let [node] = nodes[..] else { continue };
-            if owned.contains(&block) {
-                continue;
-            }
+        let strays = self.listings.iter().filter(|(block, _)| !owned.contains(block));
+        let strays: Vec<(Block, &str)> = strays
+            .filter_map(|(block, nodes)| match nodes[..] {
+                [node] => Some((*block, node)),
+                _ => None,
+            })
+            .collect();
+        for (block, node) in strays {
             if let Some(of) = self.wanted.get_mut(node) {
                 of.draining.insert(block);
             } else if let Some(via) = self.address(node) {
@@ -172,8 +172,8 @@ impl<'a> Round<'a> {
     /// The blocks that can be given, in ascending order.
     pub(super) fn unowned(&self) -> BTreeSet<Block> {
         let taken: BTreeSet<Block> = self.wanted.values().flat_map(NodeBlocks::all).collect();
-        let listed = self.listings();
-        Block::all().filter(|block| !taken.contains(block) && !listed.contains_key(block)).collect()
+        let is_free = |block: &Block| !taken.contains(block) && !self.listings.contains_key(block);
+        Block::all().filter(is_free).collect()
     }
 
     fn drain(&mut self) {
