@@ -143,6 +143,13 @@ pub struct Run {
         env = "CNI_RESULTS_DIR"
     )]
     pub cni_results_dir: String,
+    /// Drop new connections to outside of every pod on this node that has no VIP, until the controller
+    /// has said that none is for it. Pods that run when this begins go on.
+    ///
+    /// Without it that is done only while a pod with a VIP is expected whose address is not known, and
+    /// only to pods of which CNI plugins' results do not tell.
+    #[arg(long, env = "STRICT_PODS")]
+    pub strict_pods: bool,
     /// How often the whole kernel state is looked at, without any notice: seconds, as 5 or 5s.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds,
           allow_negative_numbers = true, env = "UPDATE_INTERVAL")]

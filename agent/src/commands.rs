@@ -45,6 +45,7 @@ use crate::run::{Agent, Direct};
 use crate::sources::cni_results::CniResults;
 use crate::sources::directory::SourceError;
 use crate::sync::Sync;
+use crate::unsure::Strict;
 
 /// How long the main loop may be busy before `/healthz` says that it is stuck: the first load of a
 /// very large node takes some seconds.
@@ -74,6 +75,11 @@ enum Refusal {
     NoVips,
     #[error("cannot listen on {addr} ({why}); choose another address or port with --listen")]
     Port { addr: SocketAddr, why: std::io::Error },
+    #[error(
+        "--strict-pods needs CNI plugins' results, which tell which pods are on this node; name their \
+         directory with --cni-results-dir"
+    )]
+    NoResults,
     #[error("cannot use --interface: {0}")]
     Interface(NoUplink),
     #[error("{failures} things could not be removed; the log names them")]
@@ -101,7 +107,7 @@ fn code(error: &anyhow::Error) -> u8 {
     // What an error was wrapped in is found by `downcast_ref`, and not in its chain.
     if let Some(refusal) = error.downcast_ref::<Refusal>() {
         match refusal {
-            Refusal::NoSource | Refusal::NoVips => USAGE,
+            Refusal::NoSource | Refusal::NoVips | Refusal::NoResults => USAGE,
             Refusal::NoCapability(_) => NO_PERMISSION,
             Refusal::NoNft { .. } | Refusal::Port { .. } => UNAVAILABLE,
             Refusal::Interface(_) => CONFIGURATION,
@@ -231,6 +237,9 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
         None if ApiServer::is_offered() => Some(ApiServer::find(&cli.run.namespace()).await?),
         None => return Err(Refusal::NoSource.into()),
     };
+    if cli.run.strict_pods && cli.run.cni_results_dir.is_empty() {
+        return Err(Refusal::NoResults.into());
+    }
     need_nft(&cli.kernel.nft)?;
     let kernel = open(cli, &settings)?;
     let notifications = kernel.subscribe().map_err(missing_capability)?;
@@ -262,9 +271,16 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
     let direct = Direct::start(&kernel, direct, &node, interface, targets);
     info!(mappings = origin.address, listen = %cli.run.listen, "started");
     let agent = Agent {
-        sync: Sync::new(kernel, settings.clone(), metrics.clone(), origin.store),
+        sync: Sync::new(
+            kernel,
+            settings.clone(),
+            metrics.clone(),
+            origin.store,
+            cli.run.strict_pods.then(Strict::default),
+        ),
         source: origin.source,
-        results: results.map(|(path, metrics)| CniResults::open(Path::new(path), metrics)),
+        results: results
+            .map(|(path, metrics)| CniResults::open(Path::new(path), cli.run.strict_pods, metrics)),
         reporter: origin.reporter,
         direct: direct.map_err(missing_capability)?,
         launcher: origin.launcher,

@@ -193,7 +193,8 @@ impl Agent {
         due.sync_by(Instant::now());
     }
 
-    /// The pods of which the API server may not know the addresses, and those.
+    /// The pods of which the API server may not know the addresses, and those; where unknown pods are
+    /// held, all of them: what is said of them counts.
     fn learnt(&self) -> BTreeMap<PodUid, BTreeSet<PodIp>> {
         let Some(results) = &self.results else { return BTreeMap::new() };
         let Ok(mappings) = self.sync.store().mappings() else { return BTreeMap::new() };
@@ -202,7 +203,8 @@ impl Agent {
         learnt.retain(|uid, ips| {
             let age = assigned.get(uid).map(SystemTime::elapsed);
             let is_news = age.is_some_and(|age| age.unwrap_or_default() < NEWS_FOR);
-            expected.contains_key(uid)
+            self.sync.asks()
+                || expected.contains_key(uid)
                 || is_news && ips.iter().any(|ip| mappings.pods().contains_key(ip))
         });
         learnt

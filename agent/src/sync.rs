@@ -24,7 +24,7 @@ use crate::node_facts::NodeFacts;
 use crate::plan::{Step, plan};
 use crate::routing::Foreign;
 use crate::ruleset::{Input, Ruleset};
-use crate::unsure::{Assigned, Unsure, Vouched, Waiting};
+use crate::unsure::{Assigned, Strict, Unsure, Vouched, Waiting};
 
 /// Why the kernel is looked at, the most telling reason of all that have come up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,6 +84,8 @@ pub struct Sync {
     /// The addresses of this node's pods, if they are told.
     assigned: Option<Assigned>,
     waiting: Waiting,
+    /// Unknown pods never leave.
+    strict: Option<Strict>,
     vouched: Vouched,
     notes: Vec<Note>,
     /// Whose rules and routes have been complained of.
@@ -97,7 +99,13 @@ pub struct Sync {
 
 impl Sync {
     /// Knows nothing yet but how mappings are made.
-    pub fn new(kernel: Kernel, settings: Settings, metrics: Metrics, store: MappingsStore) -> Self {
+    pub fn new(
+        kernel: Kernel,
+        settings: Settings,
+        metrics: Metrics,
+        store: MappingsStore,
+        strict: Option<Strict>,
+    ) -> Self {
         Self {
             kernel,
             settings,
@@ -107,6 +115,7 @@ impl Sync {
             rendered: None,
             assigned: None,
             waiting: Waiting::default(),
+            strict,
             vouched: Vouched::default(),
             notes: Vec::new(),
             foreign: BTreeSet::new(),
@@ -114,6 +123,11 @@ impl Sync {
             some_may_have_ended: false,
             unsettled: true,
         }
+    }
+
+    /// Whether pods have to be asked about that no mapping is for.
+    pub const fn asks(&self) -> bool {
+        self.strict.is_some()
     }
 
     /// The mappings so far.
@@ -196,7 +210,11 @@ impl Sync {
     fn vouch(&mut self) {
         let now = Instant::now();
         let expected = self.store.expected().into_keys().collect();
-        let vouched = self.waiting.vouch(&expected, self.assigned.as_ref(), now);
+        let (assigned, seen) = (self.assigned.as_ref(), &self.memory.observed.pods);
+        let vouched = match &mut self.strict {
+            None => self.waiting.vouch(&expected, assigned, now),
+            Some(strict) => strict.vouch(&expected, self.store.uncovered(), assigned, seen),
+        };
         // What has gone by itself needs no step.
         let seen = &mut self.memory.observed.pods.unsure;
         *seen = seen.map(|unsure| unsure.at(now));

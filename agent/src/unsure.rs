@@ -4,11 +4,15 @@
 //! nobody knows may be that pod's: new connections from such addresses to outside are held. The
 //! kernel is told until when, so an agent that dies meanwhile holds nobody for longer.
 
+mod strict;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use shared::{PodIp, PodUid};
+
+pub use self::strict::Strict;
 
 /// How long a pod is waited for, from when it was first expected. A pod gets its address before its
 /// images are pulled, within a second on an idle node; in a burst of 50 the last one takes half a
@@ -59,6 +63,17 @@ pub struct Assigned {
     pub others: BTreeSet<PodIp>,
 }
 
+impl Assigned {
+    /// Keeps the addresses for which that holds; those of others are of no pod.
+    fn retain(&mut self, keep: impl Fn(Option<&PodUid>, &PodIp) -> bool) {
+        self.others.retain(|ip| keep(None, ip));
+        self.pods.retain(|uid, ips| {
+            ips.retain(|ip| keep(Some(uid), ip));
+            !ips.is_empty()
+        });
+    }
+}
+
 /// What the kernel is to be told of pods on this node, but for what they are mapped to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vouched {
@@ -78,8 +93,8 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// What follows from the pods that are expected and from what is assigned; without the latter,
-    /// everybody would be unknown, so nobody is held.
+    /// What follows from the pods that are expected and from what is assigned; where nothing tells of
+    /// any pod, everybody would be unknown, so nobody is held.
     pub fn vouch(
         &mut self,
         expected: &BTreeSet<PodUid>,
@@ -90,7 +105,9 @@ impl Waiting {
         for uid in expected {
             self.since.entry(*uid).or_insert(now);
         }
-        let Some(Assigned { pods, others }) = assigned else { return Vouched::default() };
+        let Some(Assigned { pods, others }) = assigned.filter(|of| !of.pods.is_empty()) else {
+            return Vouched::default();
+        };
         let awaited = self.since.iter().filter(|(uid, _)| !pods.contains_key(*uid));
         let until = awaited.map(|(_, since)| *since + EXPECTED_FOR).max();
         let unexpected = pods.iter().filter(|(uid, _)| !expected.contains(*uid));
@@ -148,8 +165,9 @@ mod tests {
     fn a_pod_that_never_gets_an_address_is_waited_for_once() {
         let (mut waiting, start) = (Waiting::default(), Instant::now());
         let expected = BTreeSet::from([uid(1)]);
-        let mut vouch =
-            |after| waiting.vouch(&expected, Some(&assigned(&[])), start + after).unsure;
+        let mut vouch = |after| {
+            waiting.vouch(&expected, Some(&assigned(&[(2, "10.244.1.2")])), start + after).unsure
+        };
         assert_eq!(vouch(Duration::ZERO), Unsure::Until(start + EXPECTED_FOR));
         assert_eq!(vouch(EXPECTED_FOR), Unsure::No);
         assert_eq!(vouch(EXPECTED_FOR * 9), Unsure::No);
@@ -160,5 +178,7 @@ mod tests {
         let expected = BTreeSet::from([uid(1)]);
         let vouched = Waiting::default().vouch(&expected, None, Instant::now());
         assert_eq!(vouched, Vouched::default());
+        let vouched = Waiting::default().vouch(&expected, Some(&assigned(&[])), Instant::now());
+        assert_eq!(vouched, Vouched::default(), "of no pod");
     }
 }

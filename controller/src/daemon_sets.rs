@@ -106,6 +106,7 @@ fn agent(spec: &EgressMapperSpec, image: &str) -> Parts {
     let args: Vec<String> = [
         interface.map(|interface| format!("--interface={interface}")),
         interval.map(|seconds| format!("--update-interval={seconds}s")),
+        spec.strict_pods.filter(|strict| *strict).map(|_| "--strict-pods".to_owned()),
     ]
     .into_iter()
     .flatten()

@@ -6,6 +6,6 @@ mod verdict;
 pub use self::observed::{Node, Observed, Owned, Owner, Pod};
 pub use self::verdict::{
     DirectReason, EgressReason, EgressVerdict, Finding, HeldReason, InUseReason, MapperReason,
-    MapperVerdict, ObjectKey, PathVerdict, PlacedReason, Reason, Resolved, UniqueReason, VipReason,
-    VipVerdict,
+    MapperVerdict, Named, ObjectKey, PathVerdict, PlacedReason, Reason, Resolved, UniqueReason,
+    VipReason, VipVerdict,
 };

@@ -21,7 +21,7 @@ use shared::config_map::{
     self, NODE_LABEL, PODS_OF_NODE_PREFIX, VipBlocks, blocks_of_vip, pods_of_node,
 };
 use shared::mappings::Expected;
-use shared::{ClusterNetworks, PodIp, PodUid, RouteId, Vip};
+use shared::{ClusterNetworks, PodIp, RouteId, Vip};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
@@ -32,6 +32,7 @@ use self::patch::{Change, Desired, MANAGED_BY, Scope, change};
 use crate::blocks::Wanted as Blocks;
 use crate::leader::Leadership;
 use crate::metrics::{Metrics, Written};
+use crate::model::Named;
 use crate::watch::objects::ConfigMapObject;
 
 /// Under which name the API server notes what this program wrote.
@@ -51,22 +52,24 @@ const KEEP_EMPTY: Duration = Duration::from_mins(15);
 pub struct Shard {
     /// Pod IP → VIP; `None` holds the pod.
     pub pods: BTreeMap<PodIp, Option<Vip>>,
-    /// What the pods will get whose addresses are not known yet. When they are, one write names them
-    /// and takes the UID away.
-    pub expected: BTreeMap<PodUid, Expected>,
+    /// What is said of pods by their UIDs. When addresses become known, one write names them and takes
+    /// away what the pod will get.
+    pub named: Named,
 }
 
 impl Shard {
     /// The VIPs that its pods leave with, or will; one may come several times.
     pub fn vips(&self) -> impl Iterator<Item = Vip> {
-        let Self { pods, expected } = self;
+        let Self { pods, named: Named { expected, .. } } = self;
         pods.values().copied().flatten().chain(expected.values().flat_map(Expected::vips))
     }
 
     fn encode(&self) -> BTreeMap<String, String> {
-        let Self { pods, expected } = self;
+        let Self { pods, named: Named { expected, addresses, uncovered } } = self;
         let mut data = config_map::encode_pods(pods);
         data.extend(config_map::encode_expected(expected));
+        data.extend(config_map::encode_addresses(addresses));
+        data.extend(config_map::encode_uncovered(uncovered));
         data
     }
 }

@@ -24,7 +24,6 @@ pub(crate) mod wording;
 use std::collections::{BTreeMap, HashMap};
 
 use shared::config_map::Decoded;
-use shared::mappings::Expected;
 use shared::{PodIp, PodUid, Vip};
 
 use self::addresses::{Addresses, can_be_mapped};
@@ -38,7 +37,7 @@ use self::placement::{Placement, place};
 use self::tally::Tally;
 use self::vip_verdicts::Usage;
 use self::vips::{Accepted, Vips};
-use crate::model::{EgressVerdict, Observed, Resolved};
+use crate::model::{EgressVerdict, Named, Observed, Resolved};
 
 /// All that follows from what is observed.
 pub fn resolve(observed: &Observed) -> Resolved {
@@ -48,7 +47,7 @@ pub fn resolve(observed: &Observed) -> Resolved {
     let addresses = Addresses::new(&observed.pods, &observed.reports, networks.node_addresses());
     let vips = vips::judge(observed, &networks, &addresses);
     let (claims, voids) = claims(&observed.egresses, &observed.namespace, &vips);
-    let Assigned { shards, expected, tallies } = assign(observed, &claims, &addresses);
+    let Assigned { shards, named, tallies } = assign(observed, &claims, &addresses);
 
     let mut usage: BTreeMap<Vip, Usage> = BTreeMap::new();
     let mut egresses = BTreeMap::new();
@@ -73,7 +72,7 @@ pub fn resolve(observed: &Observed) -> Resolved {
         paths: vips.accepted.iter().map(|(&vip, of)| (vip, (key(of.object), path(of)))).collect(),
         route_ids: vips.accepted.iter().map(|(&vip, of)| (vip, of.route_id)).collect(),
         shards,
-        expected,
+        named,
         candidates,
         networks: networks.with_gateway_addresses(gateways.addresses(&observed.nodes)),
         vips: vip_verdicts::verdicts(&vips, usage, placed),
@@ -92,8 +91,8 @@ fn used(claim: &Claim<'_>, vips: &Vips<'_>) -> Option<Vip> {
 struct Assigned {
     /// By node: the addresses of the mapped pods there.
     shards: BTreeMap<String, BTreeMap<PodIp, Option<Vip>>>,
-    /// By node: what the pods there will get whose addresses are not known.
-    expected: BTreeMap<String, BTreeMap<PodUid, Expected>>,
+    /// By node: what is said of pods there by their UIDs.
+    named: BTreeMap<String, Named>,
     /// For each claim what became of its pods.
     tallies: Vec<Tally>,
 }
@@ -101,12 +100,16 @@ struct Assigned {
 fn assign(observed: &Observed, claims: &[Claim<'_>], addresses: &Addresses<'_>) -> Assigned {
     let matching = Matching::new(claims, Owners::new(&observed.owned));
     let mut shards: HashMap<&str, BTreeMap<PodIp, Option<Vip>>> = HashMap::new();
-    let mut expected: BTreeMap<String, BTreeMap<PodUid, Expected>> = BTreeMap::new();
+    let mut named: HashMap<&str, Named> = HashMap::new();
+    // The pods that nodes tell of, or ask about.
+    let reports = observed.reports.iter().filter(|(_, report)| !report.pods.is_empty());
+    let asked: HashMap<&str, _> = reports.map(|(node, of)| (node.as_str(), &of.pods)).collect();
     let mut tallies = vec![Tally::default(); claims.len()];
     let mut places = Vec::new();
     for pod in observed.pods.iter().map(|pod| &**pod) {
         matching.find(pod, &mut places);
-        if places.is_empty() {
+        let asked = pod.node.as_deref().and_then(|node| asked.get(node));
+        if places.is_empty() && asked.is_none() {
             continue;
         }
         let deciding = Deciding::among(&places, claims);
@@ -116,10 +119,21 @@ fn assign(observed: &Observed, claims: &[Claim<'_>], addresses: &Addresses<'_>) 
             if !published.is_empty() {
                 shards.entry(node).or_default().extend(published.iter().copied());
             }
-            if addresses.known(pod).is_empty()
-                && let (Some(will_get), Ok(uid)) = (deciding.expected(claims), pod.uid.parse())
-            {
-                expected.entry(node.to_owned()).or_default().insert(uid, will_get);
+            let is_known = !addresses.known(pod).is_empty();
+            let expected = deciding.expected(claims).filter(|_| !is_known);
+            // A pod that the kubelet made has another UID there.
+            if let Ok(uid) = pod.uid.parse::<PodUid>() {
+                let is_asked = asked.is_some_and(|pods| pods.contains_key(&uid));
+                if !published.is_empty() || expected.is_some() || is_asked {
+                    let named = named.entry(node).or_default();
+                    match expected {
+                        _ if !published.is_empty() => {
+                            named.addresses.insert(uid, addresses.of(pod).collect());
+                        }
+                        Some(expected) => drop(named.expected.insert(uid, expected)),
+                        None => drop(named.uncovered.insert(uid)),
+                    }
+                }
             }
         }
         for &place in &places {
@@ -129,5 +143,6 @@ fn assign(observed: &Observed, claims: &[Claim<'_>], addresses: &Addresses<'_>) 
         }
     }
     let shards = shards.into_iter().map(|(node, pods)| (node.to_owned(), pods)).collect();
-    Assigned { shards, expected, tallies }
+    let named = named.into_iter().map(|(node, pods)| (node.to_owned(), pods)).collect();
+    Assigned { shards, named, tallies }
 }

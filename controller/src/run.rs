@@ -292,8 +292,8 @@ impl Controller {
         for (node, pods) in take(&mut resolved.shards) {
             shards.entry(node).or_default().pods = pods;
         }
-        for (node, expected) in take(&mut resolved.expected) {
-            shards.entry(node).or_default().expected = expected;
+        for (node, named) in take(&mut resolved.named) {
+            shards.entry(node).or_default().named = named;
         }
         for node in self.world.nodes() {
             shards.entry(node.name.clone()).or_default();

@@ -20,8 +20,13 @@ use std::net::IpAddr;
 pub use self::blocks::{NodeBlocks, VipBlocks, blocks_of_vip, decode_blocks, encode_blocks};
 pub use self::candidates::{decode_candidates, encode_candidates};
 pub use self::decode::{Decoded, decode_expected, decode_networks, decode_pods, decode_route_ids};
-pub(crate) use self::decode::{PodKey, expected_value, pod_key, pod_value, route_id_entries};
-pub use self::encode::{encode_expected, encode_networks, encode_pods, encode_route_ids};
+pub(crate) use self::decode::{
+    PodKey, expected_value, pod_addresses, pod_key, pod_value, route_id_entries,
+};
+pub use self::encode::{
+    encode_addresses, encode_expected, encode_networks, encode_pods, encode_route_ids,
+    encode_uncovered,
+};
 pub use self::node_report::{
     BlockUse, NodeReport, decode_node_report, encode_node_report, label_of_node, report_of_node,
 };
@@ -61,6 +66,11 @@ pub const REPORT_LABEL: &str = "egress.mapper.com/report-of";
 /// The label of a Node whose VIPs are to move to other gateways: `kubectl label node NAME
 /// egress.mapper.com/drain=true`. Any value but `false` counts.
 pub const DRAIN_LABEL: &str = "egress.mapper.com/drain";
+
+/// What follows a pod's UID in the key under which one node's object lists that pod's addresses.
+pub const ADDRESSES_OF: &str = ".addresses";
+/// The value of a pod's UID in one node's object when no mapping is for that pod, and it was asked.
+pub const UNCOVERED: &str = "uncovered";
 
 /// The keys of [`NETWORKS`].
 pub mod network_keys {

@@ -100,14 +100,14 @@ fn pods_of_every_kind_of_owner_are_published() -> Result<()> {
     cluster.address("unmapped", &["10.244.2.11"])?;
 
     cluster.eventually("all pods of n1 published", |cluster| {
-        cluster.data("podip-vip-mappings-n1").is_some_and(|data| data.len() == owners.len())
+        cluster.share("n1").is_some_and(|data| data.len() == owners.len())
     });
     for number in 0..owners.len() {
         let key = format!("10.244.1.{}", number + 10);
         assert_eq!(cluster.entry("podip-vip-mappings-n1", &key).as_deref(), Some(VIP), "{number}");
     }
     cluster.eventually("the selected pod published, its other family held", |cluster| {
-        let data = cluster.data("podip-vip-mappings-n2").unwrap_or_default();
+        let data = cluster.share("n2").unwrap_or_default();
         let expected = [("10.244.2.10", VIP), ("fd00-244--10", "")];
         data == expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
     });
@@ -198,7 +198,7 @@ fn only_what_differs_is_written_whoever_made_the_difference() -> Result<()> {
     let edit = json!({ "data": { "10.244.1.2": OTHER_VIP, "10.9.9.9": VIP, "10.244.1.3": null } });
     cluster.patch("ConfigMap", "default", "podip-vip-mappings-n1", &edit)?;
     cluster.eventually("the share of n1 is put right", |cluster| {
-        let data = cluster.data("podip-vip-mappings-n1").unwrap_or_default();
+        let data = cluster.share("n1").unwrap_or_default();
         let expected = [("10.244.1.2", VIP), ("10.244.1.3", VIP)];
         data == expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
     });
@@ -224,7 +224,7 @@ fn only_what_differs_is_written_whoever_made_the_difference() -> Result<()> {
     cluster.delete("ConfigMap", "default", "podip-vip-mappings-n1")?;
     let _again = started(&server, "two")?;
     cluster.eventually("the share is made from nothing", |cluster| {
-        cluster.data("podip-vip-mappings-n1").is_some_and(|data| data.keys().eq(["10.244.1.2"]))
+        cluster.share("n1").is_some_and(|data| data.keys().eq(["10.244.1.2"]))
     });
     cluster.eventually("two shown", shown(2));
     assert_eq!(versions(&cluster), before);
@@ -450,7 +450,7 @@ fn one_of_two_replicas_writes_and_the_other_takes_over() -> Result<()> {
     new_pod("d", "10.244.1.5")?;
     cluster.eventually("the third goes on", published("10.244.1.5"));
     assert!(writes(&second)? < before + 0.5, "it has written");
-    assert_eq!(cluster.data("podip-vip-mappings-n1").map(|data| data.len()), Some(3));
+    assert_eq!(cluster.share("n1").map(|data| data.len()), Some(3));
 
     // Killed.
     third.kill(Signal::SIGKILL)?;
@@ -615,8 +615,12 @@ fn a_pod_is_published_by_uid_then_by_the_address_that_its_node_reports() -> Resu
     let pod = cluster.pod("new", "n1", &json!({}))?;
     let uid = uid(&pod)?;
     let shard = |cluster: &ObjectCluster| cluster.data("podip-vip-mappings-n1");
-    let only = |key: &str| Some([(key.to_owned(), VIP.to_owned())].into());
-    cluster.eventually("the shard names the UID", |cluster| shard(cluster) == only(uid));
+    let expected = Some([(uid.to_owned(), VIP.to_owned())].into());
+    cluster.eventually("the shard names the UID", |cluster| shard(cluster) == expected);
+    let only = |ip: &str| {
+        let named = (ip.to_owned(), VIP.to_owned());
+        Some([named, (format!("{uid}.addresses"), ip.to_owned())].into())
+    };
 
     let tell = |node: &str, ip: &str| {
         cluster.apply(&json!({
@@ -632,5 +636,20 @@ fn a_pod_is_published_by_uid_then_by_the_address_that_its_node_reports() -> Resu
     cluster.eventually("the API knows better", |cluster| shard(cluster) == only("10.244.1.10"));
     cluster.delete("Pod", "default", "new")?;
     cluster.eventually("nothing is left", |cluster| shard(cluster) == Some([].into()));
+
+    let other = cluster.pod("other", "n1", &json!({}))?;
+    let other = self::uid(&other)?;
+    let ask = |pods: &str| {
+        cluster.apply(&json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": { "namespace": "default", "name": "egress-node-n1" },
+            "data": { "synced": "true", "holds": "", "pods": pods },
+        }))
+    };
+    ask(&format!("{other} 10.244.1.11"))?;
+    let answer = Some([(other.to_owned(), "uncovered".to_owned())].into());
+    cluster.eventually("nothing is for the other", |cluster| shard(cluster) == answer);
+    ask("")?;
+    cluster.eventually("nobody asks", |cluster| shard(cluster) == Some([].into()));
     Ok(())
 }

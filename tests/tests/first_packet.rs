@@ -14,6 +14,7 @@ const PORT: u16 = 7000;
 /// From where a pod sends that was not heard before.
 const FRESH: u16 = 7001;
 const SOON: Duration = Duration::from_secs(10);
+const LEAVES_WITHIN: Duration = Duration::from_secs(1);
 const PODS: &str = "podip-vip-mappings";
 const UID: &str = "8f14e45f-ceea-467f-a0e6-5d1c5a3b7c21";
 const OTHER: &str = "8f14e45f-ceea-467f-a0e6-5d1c5a3b7c22";
@@ -29,18 +30,38 @@ struct Bed {
 
 impl Bed {
     fn new() -> Result<Self> {
-        let lab = Lab::builder().nodes(1).pods_per_node(3).build()?;
+        Self::on(Lab::builder().nodes(1).pods_per_node(3).build()?, &[], CniResults::new()?)
+    }
+
+    /// With further arguments, and with results that are there before.
+    fn on(lab: Lab, arguments: &[&str], results: CniResults) -> Result<Self> {
         let server = UdpServer::start(lab.outside(), PORT)?;
         let mut mappings = MappingsDir::of(&lab)?;
         mappings.set_vip(vip(Family::V4, 222), 64)?;
         mappings.hold(pod(&lab, 2))?;
         lab.hold_vip(1, vip(Family::V4, 222))?;
-        let results = CniResults::new()?;
+        let agent = Self::agent(&lab, &mappings, &results, arguments)?;
+        Ok(Self { agent, mappings, results, server, lab })
+    }
+
+    fn agent(
+        lab: &Lab,
+        mappings: &MappingsDir,
+        results: &CniResults,
+        arguments: &[&str],
+    ) -> Result<Agent> {
         let directory = results.path().to_string_lossy().into_owned();
-        let arguments = ["--cni-results-dir", &directory];
+        let arguments = [&["--cni-results-dir", &directory], arguments].concat();
         let mut agent = Agent::start(lab.node(1), mappings.path(), &arguments)?;
         agent.wait_ready()?;
-        Ok(Self { agent, mappings, results, server, lab })
+        Ok(agent)
+    }
+
+    /// What a pod leaves with; nothing if it does not.
+    fn leaves_with(&self, number: usize) -> Option<IpAddr> {
+        let probe = UdpProbe::start(self.lab.pod(1, number), self.outside(), 200).ok()?;
+        let leaves = tests::wait_until(LEAVES_WITHIN, || probe.received() > 0);
+        probe.seen_as().filter(|_| leaves)
     }
 
     fn maps(&self, pod: IpAddr) -> bool {
@@ -152,6 +173,7 @@ fn while_a_pod_is_expected_unknown_ones_are_held_and_no_others() -> Result<()> {
 fn unknown_pods_are_not_held_for_longer_when_the_agent_dies() -> Result<()> {
     let mut bed = Bed::new()?;
     bed.mappings.set(PODS, UID, "")?;
+    bed.results.assign(OTHER, &[pod(&bed.lab, 3)])?;
     eventually(SOON, || bed.holds_unknown());
     bed.agent.kill(Signal::SIGKILL)?;
     bed.agent.wait()?;
@@ -162,6 +184,65 @@ fn unknown_pods_are_not_held_for_longer_when_the_agent_dies() -> Result<()> {
         assert!(seconds.is_ok_and(|seconds| seconds < 30), "{text}");
     }
     Ok(())
+}
+
+#[test]
+fn an_address_is_only_that_pods_which_the_mapping_is_for() -> Result<()> {
+    let mut bed = Bed::new()?;
+    let (vip, node) = (vip(Family::V4, 222), bed.lab.node(1).ip(Family::V4));
+    let (first, third) = (pod(&bed.lab, 1), pod(&bed.lab, 3));
+    bed.results.assign(UID, &[first])?;
+    bed.mappings.map(first, vip)?;
+    bed.mappings.set(PODS, &format!("{UID}.addresses"), &first.to_string())?;
+    eventually(SOON, || bed.maps(first));
+    assert_eq!(bed.leaves_with(1), Some(vip));
+
+    // Its sandbox is made anew, and another pod gets the address; no object says any of it.
+    bed.results.assign(UID, &[third])?;
+    eventually(SOON, || bed.maps(third));
+    let capture = Capture::start(&bed.lab)?;
+    bed.results.assign(OTHER, &[first])?;
+    eventually(SOON, || !bed.maps(first));
+    assert_eq!(bed.leaves_with(1), Some(node));
+    capture.assert_only_source(node, bed.outside().ip(), 1);
+    assert_eq!(bed.leaves_with(3), Some(vip));
+
+    // The agent starts again: what it knew was in no memory of its own.
+    bed.agent.kill(Signal::SIGKILL)?;
+    bed.agent.wait()?;
+    bed.agent = Bed::agent(&bed.lab, &bed.mappings, &bed.results, &[])?;
+    assert!(!bed.maps(first) && bed.maps(third));
+    bed.agent.stop()
+}
+
+#[test]
+fn strictly_no_pod_leaves_of_which_nothing_was_said() -> Result<()> {
+    let (strict, results) = (["--strict-pods"], CniResults::new()?);
+    let lab = Lab::builder().nodes(1).pods_per_node(4).build()?;
+    let [running, new, newer] = [1, 3, 4].map(|number| pod(&lab, number));
+    let uid = |number: u8| format!("{}{number:02x}", &UID[..34]);
+    results.assign(&uid(1), &[running])?;
+    let mut bed = Bed::on(lab, &strict, results)?;
+    let (vip, node) = (vip(Family::V4, 222), bed.lab.node(1).ip(Family::V4));
+    assert_eq!(bed.leaves_with(1), Some(node), "it was there before");
+    bed.results.assign(&uid(3), &[new])?;
+    let capture = Capture::start(&bed.lab)?;
+    assert_eq!(bed.leaves_with(3), None);
+    capture.assert_silent(bed.outside().ip());
+    bed.mappings.set(PODS, &uid(3), "uncovered")?;
+    eventually(SOON, || bed.leaves_with(3) == Some(node));
+
+    bed.agent.kill(Signal::SIGKILL)?;
+    bed.agent.wait()?;
+    bed.results.assign(&uid(4), &[newer])?;
+    assert_eq!((bed.leaves_with(1), bed.leaves_with(4)), (Some(node), None));
+    bed.agent = Bed::agent(&bed.lab, &bed.mappings, &bed.results, &strict)?;
+    assert_eq!((bed.leaves_with(1), bed.leaves_with(4)), (Some(node), None));
+    bed.mappings.set(PODS, &uid(4), &vip.to_string())?;
+    eventually(SOON, || bed.leaves_with(4) == Some(vip));
+    let dump = Agent::run(bed.lab.node(1), &["--dump-rules"])?;
+    assert!(dump.contains("\nnew connections of unknown pods are dropped:"), "{dump}");
+    bed.agent.stop()
 }
 
 #[test]

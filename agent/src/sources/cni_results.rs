@@ -39,12 +39,14 @@ pub struct CniResults {
     metrics: ResultMetrics,
     /// The directory was there at the last look.
     found: bool,
+    strict: bool,
     complained: bool,
 }
 
 impl CniResults {
     /// Follows `directory`, which need not exist.
-    pub fn open(directory: &Path, metrics: ResultMetrics) -> Self {
+    /// `strict`: pods that are not told of are held.
+    pub fn open(directory: &Path, strict: bool, metrics: ResultMetrics) -> Self {
         let mut results = Self {
             directory: directory.to_owned(),
             folder: None,
@@ -52,6 +54,7 @@ impl CniResults {
             attachments: BTreeMap::new(),
             metrics,
             found: false,
+            strict,
             complained: false,
         };
         results.look();
@@ -143,9 +146,15 @@ impl CniResults {
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.complained, true) {
+                    let held = if self.strict {
+                        "; with --strict-pods every pod without a VIP that is not known yet is held"
+                    } else {
+                        ""
+                    };
                     warn!(
                         "cannot watch {directory} ({error}): new pods are mapped when the API server tells their \
-                         addresses, a second after their first packet; name the directory with --cni-results-dir"
+                         addresses, a second after their first packet{held}; name the directory with \
+                         --cni-results-dir"
                     );
                 }
                 self.folder = None;

@@ -70,6 +70,14 @@ fn an_interval_that_agents_would_refuse_is_never_passed_on(
     assert_eq!(container(&agent)["args"], json!(args));
 }
 
+#[test]
+fn agents_are_strict_when_that_is_asked_for() {
+    for (strict, args) in [(true, json!(["--strict-pods"])), (false, json!([]))] {
+        let [agent, _] = both(&with("strictPods", json!(strict)));
+        assert_eq!(container(&agent)["args"], args);
+    }
+}
+
 #[rstest]
 #[case(100, "100")]
 #[case(127, "120")]

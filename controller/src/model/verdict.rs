@@ -1,6 +1,6 @@
 //! What is decided: what to publish, and what to say of each object.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use shared::crd::{BlocksStatus, PathTaken, egress, egress_mapper, vip};
@@ -15,9 +15,8 @@ pub struct Resolved {
     /// By node: the addresses of the mapped pods there, each with its VIP; `None` holds the pod.
     /// Nodes without any are not named.
     pub shards: BTreeMap<String, BTreeMap<PodIp, Option<Vip>>>,
-    /// By node: the pods bound to it whose addresses nobody knows yet, and what each will get. Nodes
-    /// without any are not named.
-    pub expected: BTreeMap<String, BTreeMap<PodUid, Expected>>,
+    /// By node: what is said of pods there by their UIDs. Nodes without any are not named.
+    pub named: BTreeMap<String, Named>,
     /// The cluster's own networks.
     pub networks: ClusterNetworks,
     /// The accepted VIPs, each with its Vip and the path that its pods are to leave on.
@@ -30,6 +29,18 @@ pub struct Resolved {
     pub egresses: BTreeMap<ObjectKey, EgressVerdict>,
     /// What is said of each `EgressMapper`.
     pub mappers: BTreeMap<ObjectKey, MapperVerdict>,
+}
+
+/// What is said of the pods on one node by their UIDs; of each pod in one place at most.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// What pods will get whose addresses nobody knows yet.
+    pub expected: BTreeMap<PodUid, Expected>,
+    /// The addresses of the mapped pods: an address may have another pod before that is known here,
+    /// and the node can tell.
+    pub addresses: BTreeMap<PodUid, Vec<PodIp>>,
+    /// Pods that the node asked about and that nothing is published for.
+    pub uncovered: BTreeSet<PodUid>,
 }
 
 /// Which object of a kind it is; shown as `namespace/name`.

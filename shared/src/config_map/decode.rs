@@ -51,7 +51,7 @@ pub(crate) fn route_id_entries<'a>(
     spelled.finish(|entry| (entry.key, entry.meaning))
 }
 
-/// Reads `object` as [`PODS`](super::PODS) or as one node's pods; `None` holds the pod. Keys that are
+/// Reads `object` as [`PODS`](super::PODS) or as one node's pods; `None` holds the pod. Keys with
 /// UIDs are passed over: see [`decode_expected`].
 pub fn decode_pods(
     object: &str,
@@ -61,7 +61,7 @@ pub fn decode_pods(
     for (key, value) in data {
         match pod_key(key) {
             Err(reason) => spelled.reject(key, value, reason),
-            Ok(PodKey::Uid(_)) => {}
+            Ok(PodKey::Uid(_) | PodKey::AddressesOf(_)) => {}
             Ok(PodKey::Ip(pod)) => {
                 let vip = pod_value(pod, value);
                 let named = vip.is_err();
@@ -84,7 +84,9 @@ pub fn decode_expected(
 ) -> Decoded<BTreeMap<PodUid, Expected>> {
     let mut decoded = Decoded::<BTreeMap<_, _>>::default();
     for (key, value) in data {
-        if let Ok(PodKey::Uid(uid)) = pod_key(key) {
+        if let Ok(PodKey::Uid(uid)) = pod_key(key)
+            && value.trim() != super::UNCOVERED
+        {
             let (expected, reason) = expected_value(value);
             decoded.entries.insert(uid, expected);
             decoded.rejected.extend(reason.map(|reason| Rejected::new(object, key, value, reason)));
@@ -172,12 +174,16 @@ pub(super) fn vip_key(key: &str) -> Result<Vip, Reason> {
 pub(crate) enum PodKey {
     Ip(PodIp),
     Uid(PodUid),
+    AddressesOf(PodUid),
 }
 
 /// The pod that a key stands for.
 pub(crate) fn pod_key(key: &str) -> Result<PodKey, Reason> {
     if let Ok(uid) = key.parse() {
         return Ok(PodKey::Uid(uid));
+    }
+    if let Some(Ok(uid)) = key.strip_suffix(super::ADDRESSES_OF).map(str::parse) {
+        return Ok(PodKey::AddressesOf(uid));
     }
     let addr = addr_of_key(key).map_err(Reason::KeyIsNoPodIp)?;
     let ip = PodIp::try_from(addr).map_err(|invalid| Reason::KeyIsNoPodIp(invalid.why))?;
@@ -199,6 +205,12 @@ pub(crate) fn expected_value(value: &str) -> (Expected, Option<Reason>) {
         }
     }
     (expected, None)
+}
+
+/// The addresses of one pod that a value lists, at least one.
+pub(crate) fn pod_addresses(value: &str) -> Result<Vec<PodIp>, Reason> {
+    let ip = |text: &str| text.trim().parse::<PodIp>().map_err(|bad| bad.why);
+    value.split(',').map(ip).collect::<Result<_, _>>().map_err(Reason::NoPodAddress)
 }
 
 /// The VIP that a value gives the pod; `None` holds it.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use super::{key, network_keys};
+use super::{ADDRESSES_OF, UNCOVERED, key, network_keys};
 use crate::mappings::Expected;
 use crate::{ClusterNetworks, PodIp, PodUid, RouteId, Vip};
 
@@ -30,6 +30,21 @@ pub fn encode_expected<'a>(
 ) -> BTreeMap<String, String> {
     let entry = |(uid, expected): (&PodUid, &Expected)| (uid.to_string(), list(expected.vips()));
     pods.into_iter().map(entry).collect()
+}
+
+/// What one node's object has besides [`encode_pods`]: whose those addresses are.
+pub fn encode_addresses<'a>(
+    pods: impl IntoIterator<Item = (&'a PodUid, &'a Vec<PodIp>)>,
+) -> BTreeMap<String, String> {
+    let entry = |(uid, ips): (&PodUid, &Vec<PodIp>)| (format!("{uid}{ADDRESSES_OF}"), list(ips));
+    pods.into_iter().map(entry).collect()
+}
+
+/// What one node's object says of pods that it asked about and that no mapping is for.
+pub fn encode_uncovered<'a>(
+    pods: impl IntoIterator<Item = &'a PodUid>,
+) -> BTreeMap<String, String> {
+    pods.into_iter().map(|uid| (uid.to_string(), UNCOVERED.to_owned())).collect()
 }
 
 /// The data of [`NETWORKS`](super::NETWORKS): always all five keys, separated by commas.

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::jiff::Timestamp;
 
 use super::blocks::{blocks, list};
+use super::pod_addresses;
 use super::{Decoded, Reason, Rejected, report_keys};
-use crate::pod_ip::InvalidPodIp;
 use crate::{Block, PodIp, PodUid, Vip, VipPath};
 
 /// What the agent of one node reports.
@@ -153,9 +153,7 @@ fn held(line: &str) -> Result<(Vip, Timestamp), Reason> {
 fn learnt(line: &str) -> Result<(PodUid, Vec<PodIp>), Reason> {
     let (uid, ips) = line.split_once(char::is_whitespace).ok_or(Reason::NoPod)?;
     let uid = uid.parse().map_err(|_| Reason::NoPod)?;
-    let ip = |text: &str| text.trim().parse().map_err(|bad: InvalidPodIp| bad.why);
-    let ips = ips.split(',').map(ip).collect::<Result<_, _>>().map_err(Reason::NoPodAddress)?;
-    Ok((uid, ips))
+    Ok((uid, pod_addresses(ips)?))
 }
 
 /// VIP, blocks (`-` for none), path, ports in use and the message, separated by white space.

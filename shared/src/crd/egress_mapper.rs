@@ -118,6 +118,9 @@ pub struct EgressMapperSpec {
     /// other node that may hold VIPs, where the network has no multicast. A change of it interrupts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adverts: Option<Adverts>,
+    /// Whether pods without a VIP are kept from the outside until it is known that none is for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strict_pods: Option<bool>,
     /// Networks in CIDR form that mapped pods reach with the node's address, as if not mapped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128), inner(length(max = 49)))]

@@ -4,15 +4,16 @@
 //! before a node's object, and that before the cluster's, then by name; within an object the proper spelling of the address before others, then
 //! by key. The first one counts, also when its value is bad: then the pod is held.
 
+mod named;
+
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Expected, Violation};
-use crate::config_map::{
-    self, PodKey, Reason, Rejected, expected_value, is_key_of, key, pod_key, pod_value,
-};
-use crate::{PodIp, PodUid, Vip};
+use self::named::{Named, UidKey};
+use super::Violation;
+use crate::config_map::{self, PodKey, Reason, Rejected, is_key_of, key, pod_key, pod_value};
+use crate::{PodIp, Vip};
 
 /// An object with pods. The order is who wins.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,13 +46,14 @@ struct EntryKey {
 /// What a key stands for.
 enum AnyKey {
     Entry(EntryKey),
-    Uid(PodUid),
+    Named(UidKey),
 }
 
 impl AnyKey {
     fn read(text: &str) -> Result<Self, Reason> {
         Ok(match pod_key(text)? {
-            PodKey::Uid(uid) => Self::Uid(uid),
+            PodKey::Uid(uid) => Self::Named(UidKey::Pod(uid)),
+            PodKey::AddressesOf(uid) => Self::Named(UidKey::Addresses(uid)),
             PodKey::Ip(pod) => {
                 let proper = is_key_of(text, pod.addr());
                 Self::Entry(EntryKey { pod, spelling: (!proper).then(|| text.into()) })
@@ -80,7 +82,7 @@ fn wish(claim: &Claim) -> Option<Vip> {
 #[derive(Debug, Default)]
 struct ObjectClaims {
     entries: BTreeMap<EntryKey, Claim>,
-    expected: BTreeMap<PodUid, Expected>,
+    named: Named,
     /// Keys that stand for nothing, and UIDs with a bad value.
     bad_keys: BTreeMap<String, Rejected>,
 }
@@ -90,8 +92,8 @@ struct ObjectClaims {
 pub(super) struct Touched {
     /// Pods on which the claims differ, in ascending order.
     pub(super) pods: Vec<PodIp>,
-    /// Whether other pods are expected, or to get something else.
-    pub(super) expected: bool,
+    /// Whether something else is said of pods by their UIDs.
+    pub(super) named: bool,
 }
 
 impl ObjectClaims {
@@ -104,7 +106,7 @@ impl ObjectClaims {
                     let claim = read_claim(key.pod, value);
                     entries.push((key, claim));
                 }
-                Ok(AnyKey::Uid(uid)) => claims.expect(object, uid, value),
+                Ok(AnyKey::Named(key)) => drop(claims.name(object, key, text, Some(value))),
                 Err(reason) => claims.reject(object, text, value, reason),
             }
         }
@@ -119,7 +121,7 @@ impl ObjectClaims {
     }
 
     fn set(&mut self, object: &PodObject, text: &str, value: Option<&str>) -> Touched {
-        let touched = |pod: PodIp| Touched { pods: vec![pod], expected: false };
+        let touched = |pod: PodIp| Touched { pods: vec![pod], named: false };
         match (AnyKey::read(text), value) {
             (Ok(AnyKey::Entry(key)), Some(value)) => {
                 let pod = key.pod;
@@ -129,16 +131,8 @@ impl ObjectClaims {
             (Ok(AnyKey::Entry(key)), None) => {
                 self.entries.remove(&key).map(|_| touched(key.pod)).unwrap_or_default()
             }
-            (Ok(AnyKey::Uid(uid)), Some(value)) => {
-                let before = self.expected.get(&uid).copied();
-                self.bad_keys.remove(text);
-                self.expect(object, uid, value);
-                let expected = before != self.expected.get(&uid).copied();
-                Touched { pods: Vec::new(), expected }
-            }
-            (Ok(AnyKey::Uid(uid)), None) => {
-                self.bad_keys.remove(text);
-                Touched { pods: Vec::new(), expected: self.expected.remove(&uid).is_some() }
+            (Ok(AnyKey::Named(key)), value) => {
+                Touched { pods: Vec::new(), named: self.name(object, key, text, value) }
             }
             (Err(reason), Some(value)) => {
                 self.reject(object, text, value, reason);
@@ -151,12 +145,14 @@ impl ObjectClaims {
         }
     }
 
-    fn expect(&mut self, object: &PodObject, uid: PodUid, value: &str) {
-        let (expected, reason) = expected_value(value);
-        self.expected.insert(uid, expected);
+    /// Takes in what is said of a pod by its UID; whether that differs from before.
+    fn name(&mut self, object: &PodObject, key: UidKey, text: &str, value: Option<&str>) -> bool {
+        self.bad_keys.remove(text);
+        let (differs, reason) = self.named.set(key, value);
         if let Some(reason) = reason {
-            self.reject(object, &uid.to_string(), value, reason);
+            self.reject(object, text, value.unwrap_or_default(), reason);
         }
+        differs
     }
 
     fn reject(&mut self, object: &PodObject, text: &str, value: &str, reason: Reason) {
@@ -234,7 +230,7 @@ impl Claims {
         self.replace_with(object, ObjectClaims::read(object, data))
     }
 
-    /// Replaces all that was learnt on this node; gives the pods whose claims changed, in ascending
+    /// Replaces all that was learnt; gives the pods whose claims changed, in ascending
     /// order.
     pub(super) fn learn(&mut self, pods: BTreeMap<PodIp, Option<Vip>>) -> Vec<PodIp> {
         self.replace_with(&PodObject::Learnt, ObjectClaims::learnt(pods)).pods
@@ -253,19 +249,24 @@ impl Claims {
         } else {
             unsettled.clone_from(&touched);
         }
-        let expected = old.expected != new.expected;
+        let named = old.named != new.named;
         self.objects.insert(object.clone(), new);
         for pod in unsettled {
             self.note(pod, object);
         }
-        Touched { pods: touched, expected }
+        Touched { pods: touched, named }
     }
 
-    /// The pods that objects name by UID, the object that wins last.
-    pub(super) fn expected(&self) -> impl Iterator<Item = (&PodObject, PodUid, Expected)> {
-        self.objects.iter().rev().flat_map(|(object, claims)| {
-            claims.expected.iter().map(move |(uid, expected)| (object, *uid, *expected))
-        })
+    /// What objects say of pods by their UIDs, the object that wins last.
+    pub(super) fn named(&self) -> impl Iterator<Item = (&PodObject, &Named)> {
+        self.objects.iter().rev().map(|(object, claims)| (object, &claims.named))
+    }
+
+    /// What that object asks for under the pod's address; `None` if it says nothing of it.
+    #[expect(clippy::option_option, reason = "the inner one is the value of a mapping")]
+    pub(super) fn entry(&self, object: &PodObject, pod: PodIp) -> Option<Option<Vip>> {
+        let mut of_pod = self.objects.get(object)?.of_pod(pod);
+        of_pod.next().map(|(_, claim)| wish(claim))
     }
 
     /// Sets or removes one entry of an object; gives what that is about.

@@ -3,17 +3,19 @@
 //! Objects that mappings are not made of (`vip-configmap`, `vip-candidates`, and names nobody knows)
 //! are ignored.
 
+mod join;
 #[cfg(test)]
 mod tests;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::join::Joined;
 use super::claims::{Claims, PodObject, Touched};
 use super::{Expected, Mappings, Violation, fitting_vips, taken_addresses};
 use crate::config_map::{
-    self, Object, Rejected, decode_blocks, decode_networks, decode_node_report, report_keys,
-    route_id_entries,
+    self, ADDRESSES_OF, Object, Rejected, decode_blocks, decode_networks, decode_node_report,
+    report_keys, route_id_entries,
 };
 use crate::{PodIp, PodUid, Vip};
 
@@ -45,8 +47,8 @@ pub struct Effect {
     pub vips: bool,
     /// Whether the cluster's networks differ now.
     pub networks: bool,
-    /// Whether other pods are expected, or to get something else.
-    pub expected: bool,
+    /// Whether something else is said of pods by their UIDs.
+    pub named: bool,
     /// The pods that came, went or have another VIP.
     pub pods: BTreeSet<PodIp>,
 }
@@ -77,6 +79,8 @@ pub struct MappingsStore {
     learnt: Learnt,
     /// What other nodes have learnt of theirs, by the objects with their pods.
     reported: BTreeMap<PodObject, Learnt>,
+    /// Addresses that other pods have now than those that objects name.
+    foreign: BTreeSet<PodIp>,
     pods_read: BTreeSet<PodObject>,
     /// The object with pods that has to be read; if none, any will do.
     needed: Option<PodObject>,
@@ -163,8 +167,14 @@ impl MappingsStore {
     /// The pods of this node whose objects do not know their addresses yet, and what they will get;
     /// without a node, of all objects.
     pub fn expected(&self) -> BTreeMap<PodUid, Expected> {
-        let expected = self.claims.expected().filter(|(object, ..)| self.is_own(object));
-        expected.map(|(_, uid, expected)| (uid, expected)).collect()
+        let own = self.claims.named().filter(|(object, _)| self.is_own(object));
+        own.flat_map(|(_, named)| &named.expected).map(|(uid, of)| (*uid, *of)).collect()
+    }
+
+    /// The pods of this node that nothing is for, of those that were asked about.
+    pub fn uncovered(&self) -> BTreeSet<PodUid> {
+        let own = self.claims.named().filter(|(object, _)| self.is_own(object));
+        own.flat_map(|(_, named)| &named.uncovered).copied().collect()
     }
 
     /// Whether the object is about pods of this node.
@@ -196,17 +206,16 @@ impl MappingsStore {
         Effect { pods: self.settle(touched), ..Effect::default() }
     }
 
-    /// Brings the claims of what was learnt in line; gives the pods whose claims changed, in
+    /// Brings what follows from learnt addresses in line; gives the pods that this is about, in
     /// ascending order.
     fn join(&mut self) -> Vec<PodIp> {
-        let mut claims = BTreeMap::new();
-        for (object, uid, expected) in self.claims.expected() {
-            let own = Some(&self.learnt).filter(|_| self.is_own(object));
-            let learnt = own.or_else(|| self.reported.get(object));
-            let ips = learnt.and_then(|learnt| learnt.get(&uid)).into_iter().flatten();
-            claims.extend(ips.map(|ip| (*ip, expected.of(*ip))));
-        }
-        self.claims.learn(claims)
+        let Joined { claims, foreign } = self.joined();
+        let mut touched = self.claims.learn(claims);
+        touched.extend(self.foreign.symmetric_difference(&foreign));
+        touched.sort_unstable();
+        touched.dedup();
+        self.foreign = foreign;
+        touched
     }
 
     /// The mappings, once `vip-routeid-mappings`, `egress-networks` and the node's own object with
@@ -262,31 +271,35 @@ impl MappingsStore {
     }
 
     fn update_pods(&mut self, object: PodObject, content: Content) -> Effect {
-        let Touched { mut pods, expected } = match content {
-            Content::Whole(data) => {
+        let is_own = self.is_own(&object);
+        // Of other nodes' pods nobody asks which address is whose.
+        let counts = |key: &str| is_own || !key.ends_with(ADDRESSES_OF);
+        let Touched { mut pods, named } = match content {
+            Content::Whole(mut data) => {
+                data.retain(|key, _| counts(key));
                 let touched = self.claims.replace(&object, &data);
                 self.pods_read.insert(object);
                 touched
             }
             Content::Keys(keys) => {
                 let mut pods = BTreeSet::new();
-                let mut expected = false;
-                for (key, value) in keys {
+                let mut named = false;
+                for (key, value) in keys.into_iter().filter(|(key, _)| counts(key)) {
                     let touched = self.claims.set(&object, &key, value.as_deref());
                     pods.extend(touched.pods);
-                    expected |= touched.expected;
+                    named |= touched.named;
                 }
-                Touched { pods: pods.into_iter().collect(), expected }
+                Touched { pods: pods.into_iter().collect(), named }
             }
             Content::Missing => Touched::default(),
         };
-        if expected {
+        if named || is_own {
             // In the same breath: an address that an object names at last stays mapped.
             pods.extend(self.join());
             pods.sort_unstable();
             pods.dedup();
         }
-        Effect { pods: self.settle(pods), expected, ..Effect::default() }
+        Effect { pods: self.settle(pods), named, ..Effect::default() }
     }
 
     /// An object that names no node has nothing to lose: it is emptied before it is deleted.
@@ -338,7 +351,7 @@ impl MappingsStore {
         Effect {
             vips: vips != self.mappings.vips,
             networks: networks != self.mappings.networks,
-            expected: false,
+            named: false,
             pods: self.settle(before.symmetric_difference(&after).copied().collect()),
         }
     }
@@ -367,6 +380,8 @@ impl MappingsStore {
     /// What the pod is to be mapped to; `None` if it is not to be mapped.
     #[expect(clippy::option_option, reason = "the inner one is the value of a mapping")]
     fn possible(&self, pod: PodIp) -> Option<Option<Vip>> {
-        self.claims.winner(pod).filter(|_| self.mappings.violation_of_pod(pod).is_none())
+        let of_another = self.foreign.contains(&pod);
+        let winner = self.claims.winner(pod).filter(|_| !of_another);
+        winner.filter(|_| self.mappings.violation_of_pod(pod).is_none())
     }
 }

@@ -170,6 +170,13 @@ impl ObjectCluster {
         list.items.into_iter().map(|object| Ok(serde_json::to_value(object)?)).collect()
     }
 
+    /// The pods in the share of that node, but for which addresses are whose.
+    pub fn share(&self, node: &str) -> Option<BTreeMap<String, String>> {
+        let mut data = self.data(&format!("podip-vip-mappings-{node}"))?;
+        data.retain(|key, _| !key.ends_with(".addresses"));
+        Some(data)
+    }
+
     /// The data of a `ConfigMap` in `default`; `None` if there is no such object.
     pub fn data(&self, name: &str) -> Option<BTreeMap<String, String>> {
         let object = self.get("ConfigMap", "default", name)?;

@@ -61,6 +61,7 @@ async fn what_the_published_contract_allows_is_accepted() -> Result<()> {
                 "InterfaceName": "bond0.123",
                 "gatewaySelector": {"matchLabels": {"gateway": "yes"}},
                 "advertIntervalMillis": 200,
+                "strictPods": true,
                 "excludedNetworks": ["10.0.0.0/8", "fd00::/8"],
             }),
         ),

@@ -25,7 +25,7 @@ fn result(interface: &str, uid: &str, ips: &[&str]) -> String {
 }
 
 fn open(directory: &Path) -> CniResults {
-    CniResults::open(directory, ResultMetrics::default())
+    CniResults::open(directory, false, ResultMetrics::default())
 }
 
 fn lines(results: &CniResults) -> Vec<String> {

@@ -5,7 +5,7 @@ use shared::{PodIp, PodUid};
 use super::builders::{
     Build, Change, VIP, at, cluster, egress, node, or_node_address, outcome, pod, vip,
 };
-use crate::model::{Observed, Pod};
+use crate::model::{Named, Observed, Pod};
 use crate::resolve;
 
 const UID: &str = "8f14e45f-ceea-467f-a0e6-5d1c5a3b7c21";
@@ -34,12 +34,34 @@ fn reports(mut observed: Observed, node: &str, uid: &str, ips: &[&str]) -> Obser
 
 /// Every pod that is named by its UID: "NODE UID VIPS".
 fn expected(observed: &Observed) -> Vec<String> {
-    let expected = resolve(observed).expected;
-    let of_node = |(node, pods): (&String, &std::collections::BTreeMap<PodUid, _>)| {
-        let data = shared::config_map::encode_expected(pods);
+    let named = resolve(observed).named;
+    let of_node = |(node, pods): (&String, &Named)| {
+        let data = shared::config_map::encode_expected(&pods.expected);
         data.into_iter().map(|(uid, vips)| format!("{node} {uid} {vips}")).collect::<Vec<_>>()
     };
-    expected.iter().flat_map(of_node).collect()
+    named.iter().flat_map(of_node).collect()
+}
+
+/// Every pod of which it is said which addresses it has: "NODE UID ADDRESSES".
+fn addresses(observed: &Observed) -> Vec<String> {
+    let named = resolve(observed).named;
+    let of_pod = |node: &String, (uid, ips): (&PodUid, &Vec<PodIp>)| {
+        let ips: Vec<_> = ips.iter().map(ToString::to_string).collect();
+        format!("{node} {uid} {}", ips.join(","))
+    };
+    let of_node = |(node, pods): (&String, &Named)| {
+        pods.addresses.iter().map(|pod| of_pod(node, pod)).collect::<Vec<_>>()
+    };
+    named.iter().flat_map(of_node).collect()
+}
+
+/// Every pod of which it is said that nothing is for it: "NODE UID".
+fn uncovered(observed: &Observed) -> Vec<String> {
+    let named = resolve(observed).named;
+    let of_node = |(node, pods): (&String, &Named)| {
+        pods.uncovered.iter().map(|uid| format!("{node} {uid}")).collect::<Vec<_>>()
+    };
+    named.iter().flat_map(of_node).collect()
 }
 
 #[test]
@@ -122,4 +144,35 @@ fn an_address_that_is_learnt_belongs_to_the_newest_pod() {
     assert_eq!(outcome(&recycled).mapped(), [format!("10.244.0.1 {VIP}")], "nobody knows yet");
     let recycled = reports(recycled, "node1", OTHER, &["10.244.0.1"]);
     assert_eq!(outcome(&recycled).mapped(), [""; 0], "the new pod is not covered");
+}
+
+#[test]
+fn it_is_said_whose_the_addresses_are() {
+    let ips = ["10.244.0.1", "fd00:244::1"];
+    let known = covered(new_pod("pod1", UID).with(|pod| {
+        pod.ips = ips.map(|ip| ip.parse().unwrap()).into();
+    }));
+    assert_eq!(addresses(&known), [format!("node1 {UID} 10.244.0.1,fd00:244::1")]);
+    let learnt = reports(covered(new_pod("pod1", UID)), "node1", UID, &ips);
+    assert_eq!(addresses(&learnt), addresses(&known));
+    let newer = new_pod("pod2", OTHER).with(|pod| {
+        pod.created = at(9);
+        pod.ips = vec!["fd00:244::1".parse().unwrap()];
+    });
+    assert_eq!(addresses(&known.pod(newer)), [format!("node1 {UID} 10.244.0.1")]);
+    assert_eq!(addresses(&covered(new_pod("pod1", UID))), [""; 0]);
+}
+
+#[test]
+fn a_node_that_asks_is_told_that_a_pod_gets_nothing() {
+    let pods = || covered(new_pod("pod1", UID)).pod(new_pod("pod2", OTHER));
+    assert_eq!(uncovered(&pods()), [""; 0]);
+    let asked = reports(pods(), "node1", OTHER, &["10.244.0.2"]);
+    assert_eq!(uncovered(&asked), [format!("node1 {OTHER}")]);
+    assert_eq!(uncovered(&reports(pods(), "node2", OTHER, &["10.244.0.2"])), [""; 0]);
+    assert_eq!(uncovered(&reports(pods(), "node1", UID, &["10.244.0.1"])), [""; 0]);
+    let mut released = reports(pods(), "node1", UID, &["10.244.0.1"]);
+    released.vips.clear();
+    released.egresses = vec![or_node_address(egress("egress", VIP, "pod", "pod1")).into()];
+    assert_eq!(uncovered(&released), [format!("node1 {UID}")], "it leaves with the node's address");
 }
