@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use shared::config_map::BlockUse;
 use shared::{Block, Mappings, Vip, VipPath};
 
+use crate::direct::{DirectVip, Hindrance};
 use crate::port_use::{Found, Own, OwnBlocks};
-use crate::proof::Verdicts;
+use crate::proof::{Verdict, Verdicts};
 
 /// So many looks without a connection: one whose first packet was on its way out at the first look is
 /// tracked only when the packet has left.
@@ -56,11 +57,11 @@ impl BlockUses {
         }
     }
 
-    /// What to report. `direct` are the blocks that new connections leave with.
-    pub fn report(
+    /// What to report. `direct` is what the kernel is to hold of a VIP.
+    pub fn report<'a>(
         &mut self,
         own: &Own,
-        direct: &BTreeMap<Vip, BTreeSet<Block>>,
+        direct: impl Fn(Vip) -> Option<&'a DirectVip>,
         verdicts: &Verdicts,
         found: &Found,
     ) -> BTreeMap<Vip, BlockUse> {
@@ -71,14 +72,22 @@ impl BlockUses {
             let used = found.ports.used.get(vip).copied().unwrap_or_default();
             let told = self.used.entry(*vip).or_default();
             *told = steady(*told, used, blocks.ports());
-            let proven = direct.get(vip).is_some_and(|direct| !direct.is_disjoint(&blocks.open));
-            let message = match verdicts.get(vip).map(|verdict| verdict.message.as_str()) {
-                Some(why) if !why.is_empty() => why.to_owned(),
-                _ => shortage(*vip, found),
+            let direct = direct(*vip);
+            let in_use = direct.is_some_and(|direct| !direct.open.is_disjoint(&blocks.open));
+            let hindrance = direct.and_then(|direct| direct.hindrance);
+            let message = match (hindrance, verdicts.get(vip)) {
+                // Which is told in more words.
+                (None | Some(Hindrance::NotProven), Some(Verdict { message, .. }))
+                    if !message.is_empty() =>
+                {
+                    message.clone()
+                }
+                (Some(why), _) => why.to_string(),
+                (None, _) => shortage(*vip, found),
             };
             let of_vip = BlockUse {
                 blocks: blocks.open.iter().chain(draining).copied().collect(),
-                path: if proven { VipPath::Direct } else { VipPath::ViaHolder },
+                path: if in_use { VipPath::Direct } else { VipPath::ViaHolder },
                 used: *told,
                 message,
             };
@@ -98,10 +107,7 @@ fn steady(told: u16, used: u16, ports: usize) -> u16 {
 fn shortage(vip: Vip, found: &Found) -> String {
     let full = found.ports.full.iter().find(|destination| destination.vip == vip);
     full.map_or_else(String::new, |to| {
-        format!(
-            "nearly all ports are in use towards {} port {}: new connections there go via the holder",
-            to.addr, to.port
-        )
+        format!("nearly all ports are in use towards {} port {}", to.addr, to.port)
     })
 }
 
@@ -111,7 +117,6 @@ mod tests {
 
     use super::*;
     use crate::port_use::{Destination, PortUse};
-    use crate::proof::Verdict;
 
     fn vip() -> Vip {
         "192.0.2.222".parse().unwrap()
@@ -132,8 +137,7 @@ mod tests {
 
     fn reported(uses: &mut BlockUses, own: &Own, found: &Found) -> BlockUse {
         uses.learn(own, found);
-        let none = BTreeMap::new();
-        uses.report(own, &none, &Verdicts::new(), found).remove(&vip()).unwrap()
+        uses.report(own, |_| None, &Verdicts::new(), found).remove(&vip()).unwrap()
     }
 
     #[test]
@@ -159,15 +163,20 @@ mod tests {
     fn the_path_is_direct_with_one_open_block_that_may_be_used() {
         let own = own(&[1, 2], &[3]);
         let mut uses = BlockUses::default();
-        let mut report = |direct: &[u32], message: &str| {
-            let direct = [(vip(), blocks(direct))].into();
+        let mut report = |open: &[u32], hindrance, message: &str| {
+            let direct = DirectVip { open: blocks(open), hindrance, ..DirectVip::default() };
             let verdict = Verdict { message: message.to_owned(), ..Verdict::default() };
             let verdicts = [(vip(), verdict)].into();
-            uses.report(&own, &direct, &verdicts, &Found::default()).remove(&vip()).unwrap()
+            let mut report = uses.report(&own, |_| Some(&direct), &verdicts, &Found::default());
+            report.remove(&vip()).unwrap()
         };
-        assert_eq!(report(&[], "no answer").path, VipPath::ViaHolder);
-        assert_eq!(report(&[3], "no answer").path, VipPath::ViaHolder);
-        let BlockUse { blocks: listed, path, used, message } = report(&[2], "no answer for 1");
+        let unproven = report(&[], Some(Hindrance::NotProven), "no answer");
+        assert_eq!((unproven.path, unproven.message.as_str()), (VipPath::ViaHolder, "no answer"));
+        let unmarked = report(&[], Some(Hindrance::NoMarkBit), "no answer");
+        assert_eq!(unmarked.path, VipPath::ViaHolder);
+        assert!(unmarked.message.starts_with("--mark-mask leaves no bit"), "{unmarked:?}");
+        let BlockUse { blocks: listed, path, used, message } =
+            report(&[2], None, "no answer for 1");
         assert_eq!(listed, blocks(&[1, 2, 3]), "the new one too, which may be used any moment");
         assert_eq!((path, used, message.as_str()), (VipPath::Direct, 0, "no answer for 1"));
     }
@@ -181,11 +190,7 @@ mod tests {
         let found = Found { own: own.clone(), ports, looks: 1 };
         let BlockUse { used, message, .. } = reported(&mut BlockUses::default(), &own, &found);
         assert_eq!(used, 1000);
-        assert_eq!(
-            message,
-            "nearly all ports are in use towards 203.0.113.9 port 443: new connections there go via \
-             the holder"
-        );
+        assert_eq!(message, "nearly all ports are in use towards 203.0.113.9 port 443");
     }
 
     #[rstest]

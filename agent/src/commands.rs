@@ -267,8 +267,7 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
 
     let span = info_span!("agent", node);
     let _entered = span.enter();
-    let (interface, targets) = (settings.interface.as_deref(), &cli.run.prove_with);
-    let direct = Direct::start(&kernel, direct, &node, interface, targets);
+    let direct = Direct::start(&kernel, direct, &settings, &cli.run.prove_with);
     info!(mappings = origin.address, listen = %cli.run.listen, "started");
     let agent = Agent {
         sync: Sync::new(

@@ -39,7 +39,7 @@ use self::neighbours::NeighbourError;
 pub use self::nfnetlink::NfnetlinkError;
 use self::nft::{Nft, NftError};
 use self::notifications::{Interest, NotificationError, Notifications, OwnPorts};
-use self::port_counting::{DirectMark, PortCounter};
+use self::port_counting::PortCounter;
 use self::route_socket::{RequestError, RouteSocket};
 use self::routing::{Routing, RoutingError};
 use self::sysctl::{ReversePath, SysctlError};
@@ -149,8 +149,8 @@ impl Kernel {
 
     /// Counts ports in use on the direct path from now on, beside all else.
     pub fn count_ports(&self) -> Result<PortCounter, KernelError> {
-        let mark = DirectMark { bit: 0x2000, marks: self.ownership.marks() };
-        PortCounter::start(Conntrack::open()?, mark).map_err(KernelError::Thread)
+        let counter = PortCounter::start(Conntrack::open()?, self.ownership.marks());
+        counter.map_err(KernelError::Thread)
     }
 
     /// Devices, addresses and networks of the node.

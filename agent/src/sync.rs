@@ -239,15 +239,9 @@ impl Sync {
         is_news
     }
 
-    /// What this node makes of its blocks of VIPs, as the kernel was last told.
-    pub fn direct(&self) -> impl Iterator<Item = (Vip, &DirectVip)> {
-        let input = self.rendered.iter().map(|(input, _)| input);
-        input.flat_map(|input| input.direct.iter().map(|(vip, direct)| (*vip, direct)))
-    }
-
-    /// Whether blocks are used without proof.
-    pub fn assumes_direct(&self) -> bool {
-        self.settings.proven == Proven::Assumed
+    /// What the kernel was last to hold of VIPs on the direct path.
+    pub fn direct(&self, vip: Vip) -> Option<&DirectVip> {
+        self.rendered.as_ref()?.0.direct.get(&vip)
     }
 
     /// What the node was like at the last look.

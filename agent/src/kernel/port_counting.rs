@@ -14,18 +14,10 @@ use super::conntrack::{Conntrack, ConntrackError, Entry, MarkFilter};
 use crate::port_use::pace::{AT_LEAST, pace};
 use crate::port_use::{Connection, Count, Destination, Found, Own, PortUse};
 use crate::routing::MarkMask;
+use crate::routing::mark_mask::Decision;
 
 /// How many connections of whatever kind the machine has: costs nothing to read.
 const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
-
-/// How connections on the direct path are told from others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DirectMark {
-    /// The bit that all of them have in their connection mark, and no others.
-    pub bit: u32,
-    /// Which bits are the route id.
-    pub marks: MarkMask,
-}
 
 /// What is looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,10 +38,10 @@ pub struct PortCounter {
 
 impl PortCounter {
     /// Works in the network namespace of the calling thread.
-    pub fn start(conntrack: Conntrack, mark: DirectMark) -> io::Result<Self> {
+    pub fn start(conntrack: Conntrack, marks: MarkMask) -> io::Result<Self> {
         let (wanted, inbox) = channel();
         let (told, found) = watch::channel(Found::default());
-        let worker = Worker { conntrack, mark, inbox, told, failing: false };
+        let worker = Worker { conntrack, marks, inbox, told, failing: false };
         let span = Span::current();
         let work = move || span.in_scope(|| worker.run());
         thread::Builder::new().name("port-counting".to_owned()).spawn(work)?;
@@ -80,7 +72,7 @@ impl PortCounter {
 
 struct Worker {
     conntrack: Conntrack,
-    mark: DirectMark,
+    marks: MarkMask,
     inbox: Receiver<Wanted>,
     told: watch::Sender<Found>,
     failing: bool,
@@ -142,11 +134,13 @@ impl Worker {
     }
 
     fn look(&mut self, wanted: &Wanted) -> Result<PortUse, ConntrackError> {
-        let Self { conntrack, mark, .. } = self;
+        let Self { conntrack, marks, .. } = self;
         let mut count = Count::of(&wanted.own);
-        let filter = MarkFilter { value: mark.bit, mask: mark.bit };
+        // Where there is no such bit, there are no such connections.
+        let Some(bit) = marks.direct_bit() else { return Ok(count.finish()) };
+        let filter = MarkFilter { value: bit, mask: bit };
         conntrack.entries(Some(filter), |entry| {
-            if let Some(connection) = mark.connection(&entry, &wanted.vips) {
+            if let Some(connection) = connection(*marks, &entry, &wanted.vips) {
                 count.add(connection);
             }
         })?;
@@ -154,18 +148,17 @@ impl Worker {
     }
 }
 
-impl DirectMark {
-    fn connection(self, entry: &Entry<'_>, vips: &BTreeMap<RouteId, Vip>) -> Option<Connection> {
-        // Kernels may know no filter.
-        if entry.mark & self.bit == 0 {
-            return None;
-        }
-        let (id, _) = self.marks.id_of(entry.mark)?;
-        let vip = *vips.get(&id).filter(|vip| vip.is_ipv4() == entry.source.is_ipv4())?;
-        let (protocol, addr) = (entry.protocol, entry.destination);
-        let destination = Destination { vip, protocol, addr, port: entry.destination_port };
-        Some(Connection { destination, port: entry.translated_port })
-    }
+fn connection(
+    marks: MarkMask,
+    entry: &Entry<'_>,
+    vips: &BTreeMap<RouteId, Vip>,
+) -> Option<Connection> {
+    // Also where the kernel knows no filter.
+    let (id, _) = marks.id_of(entry.mark).filter(|(_, taken)| *taken == Decision::Direct)?;
+    let vip = *vips.get(&id).filter(|vip| vip.is_ipv4() == entry.source.is_ipv4())?;
+    let (protocol, addr) = (entry.protocol, entry.destination);
+    let destination = Destination { vip, protocol, addr, port: entry.destination_port };
+    Some(Connection { destination, port: entry.translated_port })
 }
 
 /// None are known of where the kernel does not say.

@@ -7,7 +7,8 @@ use shared::config_map::BlockUse;
 use shared::{Block, Mappings, Vip, VipPath};
 
 use crate::block_use::{BlockUses, own_blocks};
-use crate::direct::Hindrance;
+use crate::desired::Settings;
+use crate::direct::Proven;
 use crate::kernel::port_counting::{PortCounter, Wanted};
 use crate::kernel::proving::Prover;
 use crate::kernel::{Kernel, KernelError};
@@ -20,6 +21,8 @@ use crate::sync::Sync;
 pub struct Direct {
     node: String,
     interface: Option<String>,
+    /// An operator knows that the way works.
+    assumed: bool,
     targets: Vec<IpAddr>,
     prover: Prover,
     counter: PortCounter,
@@ -28,18 +31,17 @@ pub struct Direct {
 }
 
 impl Direct {
-    /// For the node of that name, whose uplink is `interface`, if that is given. `targets` are asked
-    /// instead of the default gateway.
+    /// Begins with nothing to prove. `targets` are asked instead of the default gateway.
     pub fn start(
         kernel: &Kernel,
         metrics: DirectMetrics,
-        node: &str,
-        interface: Option<&str>,
+        settings: &Settings,
         targets: &[IpAddr],
     ) -> Result<Self, KernelError> {
         Ok(Self {
-            node: node.to_owned(),
-            interface: interface.map(str::to_owned),
+            node: settings.node.clone(),
+            interface: settings.interface.clone(),
+            assumed: settings.proven == Proven::Assumed,
             targets: targets.to_vec(),
             prover: Prover::start(metrics.probes.clone()).map_err(KernelError::Thread)?,
             counter: kernel.count_ports()?,
@@ -51,11 +53,10 @@ impl Direct {
     /// Has proven what there is to prove by now: before the kernel is changed, which takes a moment.
     pub fn claim(&self, sync: &Sync) {
         let Ok(mappings) = sync.store().mappings() else { return };
-        if sync.assumes_direct() {
-            return;
+        if !self.assumed {
+            let choice = Choice { interface: self.interface.as_deref(), targets: &self.targets };
+            self.prover.claim(claims(mappings, sync.facts(), &self.node, &choice));
         }
-        let choice = Choice { interface: self.interface.as_deref(), targets: &self.targets };
-        self.prover.claim(claims(mappings, sync.facts(), &self.node, &choice));
     }
 
     /// Has ports counted, now that the kernel holds what is desired: no new connection gets a port of a
@@ -87,17 +88,8 @@ impl Direct {
         let own = self.own(mappings);
         let found = self.counter.found();
         self.uses.learn(&own, &found);
-        let mut verdicts = self.prover.verdicts();
-        let mut open = BTreeMap::new();
-        for (vip, direct) in sync.direct() {
-            open.insert(vip, direct.open.clone());
-            // What stands in the way of proof is known better by who proves.
-            let hindrance = direct.hindrance.filter(|why| *why != Hindrance::NotProven);
-            if let Some(why) = hindrance {
-                verdicts.entry(vip).or_default().message = why.to_string();
-            }
-        }
-        let report = self.uses.report(&own, &open, &verdicts, &found);
+        let verdicts = self.prover.verdicts();
+        let report = self.uses.report(&own, |vip| sync.direct(vip), &verdicts, &found);
         let ports = report.iter().map(|(vip, of)| {
             let available = own.get(vip).map_or(0, OwnBlocks::ports);
             let ports = OwnPorts {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use agent::kernel::conntrack::Conntrack;
-use agent::kernel::port_counting::{DirectMark, PortCounter, Wanted};
+use agent::kernel::port_counting::{PortCounter, Wanted};
 use agent::port_use::{Destination, Found, OwnBlocks};
 use agent::routing::MarkMask;
 use shared::Vip;
@@ -13,7 +13,6 @@ use tokio::time::timeout;
 
 use crate::namespace::{in_namespace, nft, run};
 
-const DIRECT: u32 = 0x2000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Ports 9 and 10 take the direct path of a VIP with route id 64: with block 3, with block 5.
@@ -91,8 +90,8 @@ fn ports_are_counted_as_the_kernel_has_them() {
             open: blocks(open),
             draining: blocks(draining),
         };
-        let mark = DirectMark { bit: DIRECT, marks: MarkMask::default() };
-        let mut counter = PortCounter::start(Conntrack::open().unwrap(), mark).unwrap();
+        let conntrack = Conntrack::open().unwrap();
+        let mut counter = PortCounter::start(conntrack, MarkMask::default()).unwrap();
         let id = |number: u32| number.try_into().unwrap();
         let of = |vip, blocks: OwnBlocks| Wanted {
             own: [(vip, blocks)].into(),
