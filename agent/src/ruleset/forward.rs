@@ -154,7 +154,10 @@ impl Uplink<'_> {
                 .filter(|(vip, _)| Family::of(vip.addr()) == family)
                 .map(|(vip, id)| format!("{vip} : goto vip_{id}"))
                 .collect();
-            let rule = format!("{} daddr vmap {{ {} }}", ip(family), entries.join(", "));
+            // Not what a switch sends to everybody because it does not know where the holder is: each
+            // node would pass on a copy.
+            let to_vip = format!("meta pkttype host {} daddr", ip(family));
+            let rule = format!("{to_vip} vmap {{ {} }}", entries.join(", "));
             (!entries.is_empty()).then(|| Rule::of_text("VIPs", rule))
         });
         let hook = Hook {
