@@ -9,7 +9,8 @@
 //!
 //! # Why that is so
 //! A report lists every block that its node may use ([`BlockUse::blocks`]), also the one that an agent
-//! writes first after it was started anew. Four rules:
+//! writes first after it was started anew. A block that it has left out because nothing has it any more
+//! comes back into it only when it is given anew. Four rules:
 //! 1. An open block becomes draining only when its owner's report lists it. So *draining* says, for
 //!    good and for everybody: the owner has read that the block is its own.
 //! 2. A draining block never opens again.

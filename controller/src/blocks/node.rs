@@ -22,9 +22,10 @@ pub(super) fn runs_short(used: u16, blocks: usize) -> bool {
     usize::from(used) * 10 > ports(blocks) * 7
 }
 
-/// Whether more than 90 % are: from here on, nodes send new connections there another way.
+/// Whether as good as all are. Nodes send new connections there another way from 90 % on, and report
+/// only coarse changes.
 pub(super) fn is_exhausted(used: u16, blocks: usize) -> bool {
-    usize::from(used) * 10 > ports(blocks) * 9
+    usize::from(used) * 100 > ports(blocks) * 85
 }
 
 /// How many blocks are enough for that many ports: so many that the node does not run short again when

@@ -158,14 +158,21 @@ impl Round<'_> {
     fn message(&self, reason: DirectReason, nodes: &[&str]) -> String {
         let who = if nodes.len() == 1 { "Node" } else { "Nodes" };
         let names = listed(nodes);
+        let of = |node: &str| self.use_of(node).map(|of| of.message.as_str());
+        let with_why = |node: &&str| match of(node) {
+            Some(why) if !why.is_empty() => format!("{node} ({why})"),
+            _ => (*node).to_owned(),
+        };
+        let with_whys = listed(nodes.iter().map(with_why));
         match reason {
             DirectReason::NoFreeBlock => format!(
                 "{who} {names} got none of its blocks of ports, for none is free: pods there leave \
                  over the holder; run its pods on fewer nodes, or give some of them another Vip"
             ),
             DirectReason::Exhausted => format!(
-                "{who} {names} used up all ports towards a destination: further connections there \
-                 go over the holder; spread the pods over more nodes, or give some another Vip"
+                "{who} {with_whys} used up nearly all ports towards a destination, and gets no more: \
+                 further connections there go over the holder; spread its pods over more nodes, or \
+                 give some another Vip"
             ),
             DirectReason::NoAnswer => format!(
                 "{who} {names} did not report to have read of blocks of ports: pods there leave over \
@@ -175,18 +182,10 @@ impl Round<'_> {
                 "{who} {names} has no InternalIP of the VIP's family, so answers could not be passed \
                  on: pods there leave over the holder; run its pods on other nodes"
             ),
-            _ => {
-                let of = |node: &&str| self.use_of(node).map(|of| of.message.as_str());
-                let why = |node: &&str| match of(node) {
-                    Some(why) if !why.is_empty() => format!("{node} ({why})"),
-                    _ => (*node).to_owned(),
-                };
-                format!(
-                    "{who} {} cannot use the ports: pods there leave over the holder; see that the \
-                     network lets addresses pass that are not the sender's, or choose path ViaHolder",
-                    listed(nodes.iter().map(why))
-                )
-            }
+            _ => format!(
+                "{who} {with_whys} cannot use the ports: pods there leave over the holder; see that the \
+                 network lets addresses pass that are not the sender's, or choose path ViaHolder"
+            ),
         }
     }
 

@@ -434,7 +434,7 @@ fn lives_through(history: Vec<Op>) -> Result<Model, TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 20_000, ..ProptestConfig::with_cases(200) })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 20_000, ..ProptestConfig::with_cases(100) })]
 
     #[test]
     fn no_two_nodes_may_use_one_block(history in prop::collection::vec(any_op(), 0..400)) {

@@ -180,7 +180,7 @@ fn who_runs_short_gets_more_and_who_is_idle_gives_back() {
     cluster.settle();
     assert_eq!(cluster.open("n1").len(), 24, "never more than half of the ports");
     assert_eq!(cluster.reason(), "Exhausted");
-    assert!(cluster.says().contains("Node n1 used up"), "{}", cluster.says());
+    assert!(cluster.says().contains("Node n1 used up nearly all"), "{}", cluster.says());
     cluster.used.insert("n1".into(), 1400);
     cluster.minutes(2);
     assert_eq!(cluster.reason(), "Proven");
