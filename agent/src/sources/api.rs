@@ -1,5 +1,5 @@
-//! Mappings from the API server: `ConfigMaps` of one namespace, each watched by its name. A node that may hold VIPs
-//! watches the pods of all nodes.
+//! Mappings from the API server: `ConfigMaps` of one namespace, each watched by its name, but for the blocks of VIPs,
+//! of which a node watches those that are its own. A node that may hold VIPs watches the pods and blocks of all nodes.
 //!
 //! Nothing is told before all that is watched was listed once, so that a half-read state is never acted on. After
 //! that an object that is gone is told as missing, which leaves its last content in use, and an outage is told to
@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use self::board::Board;
 use self::follower::Follower;
+use self::watch::WIDER;
 pub use self::watch::Watch;
 use super::Batch;
 use crate::api_server::ApiThread;
@@ -29,7 +30,13 @@ pub struct ApiSource {
 impl ApiSource {
     /// Starts to watch what mappings are made of on the node.
     pub fn of_mappings(api: ApiThread, node: &str, metrics: SourceMetrics) -> Self {
-        let watches = [Watch::RouteIds, Watch::Networks, Watch::Candidates, Watch::PodsOfNode];
+        let watches = [
+            Watch::RouteIds,
+            Watch::Networks,
+            Watch::Candidates,
+            Watch::PodsOfNode,
+            Watch::BlocksOfNode,
+        ];
         Self::start(api, node, &watches, metrics)
     }
 
@@ -61,10 +68,8 @@ impl ApiSource {
             let news = self.board.news();
             let mut waiter = std::pin::pin!(news);
             waiter.as_mut().enable();
-            if let Some(watch) = self.board.take_wider() {
-                self.follow(watch);
-                // Not waited for before anything is told: it is only ever a bit earlier.
-                self.follow(Watch::ReportsOfOthers);
+            if self.board.take_wider() {
+                WIDER.into_iter().for_each(|watch| self.follow(watch));
             }
             if let Some(batch) = self.board.take() {
                 return batch;

@@ -61,6 +61,10 @@ impl Board {
     pub(super) fn listed(&self, watch: Watch, mut objects: BTreeMap<String, Data>) {
         objects.retain(|name, _| watch.means(name, &self.node));
         let mut state = self.state();
+        state.unlisted.remove(&watch);
+        if state.is_covered(watch) {
+            return;
+        }
         let found: BTreeSet<String> = objects.keys().cloned().collect();
         let mut gone = state.found.insert(watch, found.clone()).unwrap_or_default();
         gone.extend(watch.name(&self.node));
@@ -68,19 +72,18 @@ impl Board {
             state.missing(name);
         }
         for (name, data) in objects {
-            self.whole(&mut state, name, data);
+            self.whole(&mut state, watch, name, data);
         }
-        state.unlisted.remove(&watch);
         drop(state);
         self.news.notify_waiters();
     }
 
     /// That object has this content now.
     pub(super) fn changed(&self, watch: Watch, name: String, data: Data) {
-        if watch.means(&name, &self.node) {
-            let mut state = self.state();
+        let mut state = self.state();
+        if watch.means(&name, &self.node) && !state.is_covered(watch) {
             state.found.entry(watch).or_default().insert(name.clone());
-            self.whole(&mut state, name, data);
+            self.whole(&mut state, watch, name, data);
             drop(state);
             self.news.notify_waiters();
         }
@@ -88,8 +91,8 @@ impl Board {
 
     /// That object was deleted.
     pub(super) fn gone(&self, watch: Watch, name: &str) {
-        if watch.means(name, &self.node) {
-            let mut state = self.state();
+        let mut state = self.state();
+        if watch.means(name, &self.node) && !state.is_covered(watch) {
             state.found.entry(watch).or_default().remove(name);
             state.missing(name);
             drop(state);
@@ -124,9 +127,16 @@ impl Board {
         self.news.notified()
     }
 
-    /// A further watch that somebody has to start.
-    pub(super) fn take_wider(&self) -> Option<Watch> {
-        std::mem::take(&mut self.state().widen).then_some(Watch::PodsOfOthers)
+    /// Whether somebody has to start what a node watches that may hold VIPs.
+    pub(super) fn take_wider(&self) -> bool {
+        std::mem::take(&mut self.state().widen)
+    }
+
+    /// The objects that the watch had found before, and does not find in this list.
+    pub(super) fn not_in(&self, watch: Watch, list: &BTreeMap<String, Data>) -> Vec<String> {
+        let state = self.state();
+        let found = state.found.get(&watch).into_iter().flatten();
+        found.filter(|name| !list.contains_key(*name)).cloned().collect()
     }
 
     /// What is new, if anything.
@@ -148,7 +158,11 @@ impl Board {
         Some(Batch { waiting: Some(waiting), ..Batch::default() })
     }
 
-    fn whole(&self, state: &mut State, name: String, data: Data) {
+    fn whole(&self, state: &mut State, watch: Watch, name: String, mut data: Data) {
+        if watch == Watch::BlocksOfNode {
+            // What others have is none of this node's business, and not all of it would be told.
+            data.retain(|node, _| *node == self.node);
+        }
         if name == CANDIDATES {
             let candidates = decode_candidates(&name, &data).entries;
             let named = candidates.values().flatten().any(|node| *node == self.node);
@@ -176,8 +190,14 @@ impl State {
         if wide && mappings && !self.wide {
             self.wide = true;
             self.widen = true;
-            self.unlisted.insert(Watch::PodsOfOthers);
+            // Reports are not waited for: they only ever tell a bit earlier.
+            self.unlisted.extend([Watch::PodsOfOthers, Watch::BlocksOfAll]);
         }
+    }
+
+    /// Whether a wider watch has told all that this one could, and more.
+    fn is_covered(&self, watch: Watch) -> bool {
+        watch == Watch::BlocksOfNode && self.found.contains_key(&Watch::BlocksOfAll)
     }
 
     /// What is waited for, and why if the server said so.

@@ -87,11 +87,18 @@ impl Follower {
         let params = self.watch.list(&self.node);
         let list = answered(self.config_maps.list(&params)).await?;
         let version = list.metadata.resource_version.unwrap_or_default();
-        let objects: BTreeMap<_, _> = list
+        let mut objects: BTreeMap<_, _> = list
             .items
             .into_iter()
             .map(|object| (object.name_any(), object.data.unwrap_or_default()))
             .collect();
+        if self.watch.may_lose_label() {
+            for name in self.board.not_in(self.watch, &objects) {
+                if let Some(data) = self.unlabelled(&name).await? {
+                    objects.insert(name, data);
+                }
+            }
+        }
         self.is_good();
         self.board.listed(self.watch, objects);
         Ok(version)
@@ -123,13 +130,28 @@ impl Follower {
                     self.board.changed(self.watch, name, object.data.unwrap_or_default());
                 }
                 WatchEvent::Deleted(object) => {
+                    let name = object.name_any();
+                    let rest = match self.watch.may_lose_label() {
+                        true => self.unlabelled(&name).await?,
+                        false => None,
+                    };
                     *version = object.resource_version().unwrap_or_default();
-                    self.board.gone(self.watch, &object.name_any());
+                    match rest {
+                        Some(data) => self.board.changed(self.watch, name, data),
+                        None => self.board.gone(self.watch, &name),
+                    }
                 }
                 WatchEvent::Bookmark(bookmark) => *version = bookmark.metadata.resource_version,
                 WatchEvent::Error(status) => return Err(End::Refused(status.to_string())),
             }
         }
+    }
+
+    /// What an object holds that is not found any more: its label went when it named this node no longer.
+    /// `None` if it is not there.
+    async fn unlabelled(&self, name: &str) -> Result<Option<BTreeMap<String, String>>, End> {
+        let found = answered(self.config_maps.get_opt(name)).await?;
+        Ok(found.map(|object| object.data.unwrap_or_default()))
     }
 
     fn is_good(&self) {

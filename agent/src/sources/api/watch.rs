@@ -4,11 +4,12 @@ use std::fmt;
 
 use kube::api::{ListParams, WatchParams};
 use shared::config_map::{
-    CANDIDATES, NETWORKS, NODE_LABEL, NODE_REPORT_PREFIX, Object, PODS_OF_NODE_PREFIX,
-    REPORT_LABEL, ROUTE_IDS, VIPS, pods_of_node,
+    BLOCKS_LABEL, BLOCKS_OF_NODE_PREFIX, BLOCKS_PREFIX, CANDIDATES, NETWORKS, NODE_LABEL,
+    NODE_REPORT_PREFIX, Object, PODS_OF_NODE_PREFIX, REPORT_LABEL, ROUTE_IDS, VIPS, label_of_node,
+    pods_of_node,
 };
 
-/// One object by its name, or the pods of all nodes.
+/// One object by its name, or many by their labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Watch {
     Vips,
@@ -20,7 +21,15 @@ pub enum Watch {
     PodsOfOthers,
     /// What every other node has learnt of its new pods: a shorter way than over the controller.
     ReportsOfOthers,
+    /// The blocks of VIPs that are this node's.
+    BlocksOfNode,
+    /// Those of every node.
+    BlocksOfAll,
 }
+
+/// What a node that may hold VIPs watches besides.
+pub(super) const WIDER: [Watch; 3] =
+    [Watch::PodsOfOthers, Watch::BlocksOfAll, Watch::ReportsOfOthers];
 
 impl Watch {
     /// The object's name, on that node; none if there are many.
@@ -31,7 +40,9 @@ impl Watch {
             Self::Networks => NETWORKS.to_owned(),
             Self::Candidates => CANDIDATES.to_owned(),
             Self::PodsOfNode => pods_of_node(node),
-            Self::PodsOfOthers | Self::ReportsOfOthers => return None,
+            Self::PodsOfOthers | Self::ReportsOfOthers | Self::BlocksOfNode | Self::BlocksOfAll => {
+                return None;
+            }
         })
     }
 
@@ -43,6 +54,7 @@ impl Watch {
             None => match (self, Object::of_name(object)) {
                 (Self::PodsOfOthers, Some(Object::PodsOfNode(other)))
                 | (Self::ReportsOfOthers, Some(Object::ReportOfNode(other))) => other != node,
+                (Self::BlocksOfNode | Self::BlocksOfAll, Some(Object::BlocksOfVip(_))) => true,
                 _ => false,
             },
         }
@@ -52,7 +64,7 @@ impl Watch {
         let all = ListParams::default();
         match self.name(node) {
             Some(name) => all.fields(&format!("metadata.name={name}")),
-            None => all.labels(self.selector()),
+            None => all.labels(&self.selector(node)),
         }
     }
 
@@ -60,12 +72,23 @@ impl Watch {
         let all = WatchParams::default().timeout(seconds);
         match self.name(node) {
             Some(name) => all.fields(&format!("metadata.name={name}")),
-            None => all.labels(self.selector()),
+            None => all.labels(&self.selector(node)),
         }
     }
 
-    fn selector(self) -> &'static str {
-        if self == Self::ReportsOfOthers { REPORT_LABEL } else { NODE_LABEL }
+    /// The label that objects have.
+    fn selector(self, node: &str) -> String {
+        match self {
+            Self::ReportsOfOthers => REPORT_LABEL.to_owned(),
+            Self::BlocksOfAll => BLOCKS_LABEL.to_owned(),
+            Self::BlocksOfNode => format!("{BLOCKS_OF_NODE_PREFIX}{}", label_of_node(node)),
+            _ => NODE_LABEL.to_owned(),
+        }
+    }
+
+    /// Whether an object may have lost the label by which it was found, and still be there.
+    pub(super) const fn may_lose_label(self) -> bool {
+        matches!(self, Self::BlocksOfNode)
     }
 
     /// What metrics call it.
@@ -78,6 +101,8 @@ impl Watch {
             Self::PodsOfNode => "pods-of-this-node",
             Self::PodsOfOthers => "pods-of-other-nodes",
             Self::ReportsOfOthers => "reports-of-other-nodes",
+            Self::BlocksOfNode => "blocks-of-this-node",
+            Self::BlocksOfAll => "blocks-of-all-nodes",
         }
     }
 }
@@ -88,6 +113,8 @@ impl fmt::Display for Watch {
             Self::PodsOfNode => write!(f, "{PODS_OF_NODE_PREFIX}<this node>"),
             Self::PodsOfOthers => write!(f, "{PODS_OF_NODE_PREFIX}<other nodes>"),
             Self::ReportsOfOthers => write!(f, "{NODE_REPORT_PREFIX}<other nodes>"),
+            Self::BlocksOfNode => write!(f, "{BLOCKS_PREFIX}<VIPs of this node>"),
+            Self::BlocksOfAll => write!(f, "{BLOCKS_PREFIX}<VIPs>"),
             named => f.write_str(named.label()),
         }
     }

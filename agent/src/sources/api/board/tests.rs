@@ -45,7 +45,7 @@ fn nothing_is_told_before_everything_was_listed() {
             "vip-routeid-mappings = {\"192.168.0.1\": \"7\"}",
         ]
     );
-    assert_eq!(board.take_wider(), None);
+    assert!(!board.take_wider());
     assert_eq!(texts(board.take()), [""; 0]);
 }
 
@@ -54,12 +54,14 @@ fn a_node_that_may_hold_vips_waits_for_the_pods_of_others() {
     for candidates in [object("vip-candidates", "192.168.0.1", "n2,n1"), BTreeMap::new()] {
         let board = all_but_candidates();
         board.listed(Watch::Candidates, candidates);
-        assert_eq!(board.take_wider(), Some(Watch::PodsOfOthers));
-        assert_eq!(board.take_wider(), None, "only once");
+        assert!(board.take_wider());
+        assert!(!board.take_wider(), "only once");
         assert_eq!(
             texts(board.take()),
-            ["waiting for the API server to list podip-vip-mappings-<other nodes>"]
+            ["waiting for the API server to list podip-vip-mappings-<other nodes>, \
+              vip-blocks-<VIPs>"]
         );
+        board.listed(Watch::BlocksOfAll, BTreeMap::new());
         let mut all = object("podip-vip-mappings-n2", "10.0.0.2", "");
         all.append(&mut object("podip-vip-mappings-n1", "10.0.0.1", "stale"));
         board.listed(Watch::PodsOfOthers, all);
@@ -75,11 +77,11 @@ fn a_node_that_becomes_a_candidate_later_goes_on_meanwhile_and_never_narrows() {
     board.listed(Watch::Candidates, object("vip-candidates", "192.168.0.1", "n2"));
     drop(board.take());
     board.changed(Watch::Candidates, "vip-candidates".to_owned(), data("192.168.0.1", "n1"));
-    assert_eq!(board.take_wider(), Some(Watch::PodsOfOthers));
+    assert!(board.take_wider());
     assert_eq!(texts(board.take()), ["vip-candidates = {\"192.168.0.1\": \"n1\"}"]);
     board.changed(Watch::Candidates, "vip-candidates".to_owned(), data("192.168.0.1", "n2"));
     board.gone(Watch::Candidates, "vip-candidates");
-    assert_eq!(board.take_wider(), None);
+    assert!(!board.take_wider());
     assert_eq!(
         texts(board.take()),
         ["vip-candidates = {\"192.168.0.1\": \"n2\"}", "vip-candidates Missing"]
@@ -93,6 +95,7 @@ fn what_vanished_unheard_is_missing_in_the_next_list() {
     let mut others = object("podip-vip-mappings-n2", "10.0.0.2", "");
     others.append(&mut object("podip-vip-mappings-n3", "10.0.0.3", ""));
     board.listed(Watch::PodsOfOthers, others);
+    board.listed(Watch::BlocksOfAll, BTreeMap::new());
     drop(board.take());
     board.listed(Watch::PodsOfOthers, object("podip-vip-mappings-n3", "10.0.0.3", ""));
     board.listed(Watch::PodsOfNode, BTreeMap::new());
@@ -118,4 +121,41 @@ fn only_the_latest_content_is_told_and_foreign_names_never() {
     board.changed(Watch::RouteIds, "podip-vip-mappings-n1".to_owned(), Data::new());
     board.gone(Watch::RouteIds, "podip-vip-mappings-n1");
     assert_eq!(texts(board.take()), ["podip-vip-mappings-n1 = {\"10.0.0.8\": \"\"}"]);
+}
+
+const BLOCKS: &str = "vip-blocks-192.168.0.1";
+
+fn blocks() -> Data {
+    [("n1", "1 via 192.168.0.11"), ("n2", "2 via 192.168.0.12")]
+        .map(|(node, blocks)| (node.to_owned(), blocks.to_owned()))
+        .into()
+}
+
+#[test]
+fn a_node_hears_of_its_own_blocks_and_a_gateway_of_all() {
+    let board = Board::new("n1", &[Watch::BlocksOfNode, Watch::PodsOfNode, Watch::Candidates]);
+    board.listed(Watch::PodsOfNode, BTreeMap::new());
+    board.listed(Watch::Candidates, object("vip-candidates", "192.168.0.1", "n2"));
+    let waits = "waiting for the API server to list vip-blocks-<VIPs of this node>";
+    assert_eq!(texts(board.take()), [waits]);
+    board.listed(Watch::BlocksOfNode, [(BLOCKS.to_owned(), blocks())].into());
+    let own = format!("{BLOCKS} = {{\"n1\": \"1 via 192.168.0.11\"}}");
+    assert!(texts(board.take()).contains(&own));
+    // It names the node no longer: who watches has asked for what is left of it.
+    assert_eq!(board.not_in(Watch::BlocksOfNode, &BTreeMap::new()), [BLOCKS]);
+    board.changed(Watch::BlocksOfNode, BLOCKS.to_owned(), data("n2", "2 via 192.168.0.12"));
+    assert_eq!(texts(board.take()), [format!("{BLOCKS} = {{}}")]);
+    board.gone(Watch::BlocksOfNode, BLOCKS);
+    assert_eq!(texts(board.take()), [format!("{BLOCKS} Missing")]);
+
+    board.changed(Watch::Candidates, "vip-candidates".to_owned(), data("192.168.0.1", "n1"));
+    assert!(board.take_wider());
+    board.listed(Watch::BlocksOfAll, [(BLOCKS.to_owned(), blocks())].into());
+    let all = format!("{BLOCKS} = {:?}", blocks());
+    assert!(texts(board.take()).contains(&all));
+    // The narrow watch is not heard any more.
+    board.changed(Watch::BlocksOfNode, BLOCKS.to_owned(), data("n1", "3 via 192.168.0.11"));
+    board.gone(Watch::BlocksOfNode, BLOCKS);
+    board.listed(Watch::BlocksOfNode, BTreeMap::new());
+    assert_eq!(texts(board.take()), [""; 0]);
 }
