@@ -13,7 +13,7 @@ use std::time::Instant;
 use serde::Serialize;
 use shared::{PodIp, RouteId, Vip};
 
-use crate::kernel_state::{Observed, SeenHook, SeenTable};
+use crate::kernel_state::{Observed, SeenHook, SeenRule, SeenTable};
 use crate::node_facts::NodeFacts;
 use crate::pod_tables::PodTables;
 use crate::routing::{Family, Ownership, RouteKind};
@@ -40,7 +40,9 @@ pub struct Report {
 /// A table of ours.
 #[derive(Debug, Serialize)]
 pub struct TableReport {
-    /// Its name; the family is `inet`.
+    /// Its family.
+    pub family: &'static str,
+    /// Its name.
     pub name: String,
     /// It exists.
     pub present: bool,
@@ -63,6 +65,13 @@ pub struct VipReport {
     pub rules: Vec<String>,
     /// Routes, as `ip route` prints them.
     pub routes: Vec<String>,
+    /// Blocks of its ports that packets of this node may leave with, separated by commas; `null` if
+    /// there are none.
+    pub own_blocks: Option<String>,
+    /// Those of them that new connections get.
+    pub open_blocks: Option<String>,
+    /// For how many nodes what comes for their blocks is passed on.
+    pub passed_on_to: usize,
     /// Pods that leave with it.
     pub pods: Vec<String>,
 }
@@ -163,18 +172,25 @@ pub fn report(
                     .filter(|route| of_table(route.table) && route.family == family)
                     .map(ToString::to_string)
                     .collect(),
+                own_blocks: id.and_then(|id| own_blocks(observed, id)),
+                open_blocks: id.and_then(|id| open_blocks(observed, id)),
+                passed_on_to: id.map_or(0, |id| passed_on_to(observed, id)),
                 pods: pods.remove(&vip).unwrap_or_default(),
             }
         })
         .collect();
     Report {
         tables: [(&names.main, &observed.main), (&names.guard, &observed.guard)]
-            .map(|(name, seen)| TableReport {
-                name: name.clone(),
-                present: seen.is_some(),
-                chains: seen.as_ref().map_or(0, |table| table.chains.len()),
-            })
-            .into(),
+            .map(|(name, seen)| table_report("inet", name, seen.as_ref()))
+            .into_iter()
+            // Not every node needs one.
+            .chain(
+                observed
+                    .ingress
+                    .as_ref()
+                    .map(|seen| table_report("netdev", names.ingress(), Some(seen))),
+            )
+            .collect(),
         notes: [notes(observed, &vips, switches, names), of_no_vip(observed, &ids, ownership)]
             .concat(),
         vips,
@@ -184,6 +200,39 @@ pub fn report(
             .chain(counters(&names.guard, observed.guard.as_ref(), &GUARD_COUNTERS))
             .collect(),
     }
+}
+
+fn table_report(family: &'static str, name: &str, seen: Option<&SeenTable>) -> TableReport {
+    TableReport {
+        family,
+        name: name.to_owned(),
+        present: seen.is_some(),
+        chains: seen.map_or(0, |table| table.chains.len()),
+    }
+}
+
+/// The blocks that the comment of a chain's first rule names.
+fn blocks_of(table: Option<&SeenTable>, chain: &str) -> Option<String> {
+    let comment = table?.chains.get(chain)?.rules.first()?.comment.as_deref()?;
+    let (_, blocks) = comment.split_once("blocks ")?;
+    blocks.split_whitespace().next().map(str::to_owned)
+}
+
+fn own_blocks(observed: &Observed, id: RouteId) -> Option<String> {
+    blocks_of(observed.guard.as_ref(), &format!("direct_{id}"))
+}
+
+fn open_blocks(observed: &Observed, id: RouteId) -> Option<String> {
+    blocks_of(observed.main.as_ref(), &format!("ports_{id}"))
+}
+
+fn passed_on_to(observed: &Observed, id: RouteId) -> usize {
+    let chain =
+        observed.ingress.as_ref().and_then(|table| table.chains.get(&format!("others_{id}")));
+    let to = |rule: &&SeenRule| {
+        rule.comment.as_ref().is_some_and(|comment| comment.starts_with("later fragments, "))
+    };
+    chain.map_or(0, |chain| chain.rules.iter().filter(to).count())
 }
 
 /// Which VIP has which route id: chains are called by the id, and their rules name the VIP. While
@@ -244,6 +293,7 @@ fn notes(
             }
         }
     }
+    notes.extend(observed.ingress.iter().flat_map(|table| of_table(names.ingress(), table)));
     for vip in vips {
         notes.extend(of_vip(vip));
     }
@@ -302,7 +352,7 @@ fn is_ours(comment: Option<&str>) -> bool {
 }
 
 fn of_vip(vip: &VipReport) -> Vec<String> {
-    let VipReport { vip: name, route_id, here, table: _, rules, routes, pods } = vip;
+    let VipReport { vip: name, route_id, here, rules, routes, pods, .. } = vip;
     let Some(id) = route_id else {
         return vec![format!(
             "VIP {name} has no route id here, so external traffic is dropped for {}",

@@ -12,10 +12,10 @@ const WIDTH: usize = 90;
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { tables, vips, held, unknown, dropped, notes } = self;
-        for TableReport { name, present, chains } in tables {
+        for TableReport { family, name, present, chains } in tables {
             match present {
-                true => writeln!(f, "table inet {name}: {chains} chains")?,
-                false => writeln!(f, "table inet {name}: MISSING")?,
+                true => writeln!(f, "table {family} {name}: {chains} chains")?,
+                false => writeln!(f, "table {family} {name}: MISSING")?,
             }
         }
         writeln!(
@@ -59,7 +59,7 @@ impl fmt::Display for Report {
 
 impl fmt::Display for VipReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vip, route_id, here, table, rules, routes, pods } = self;
+        let Self { vip, route_id, here, table, rules, routes, pods, .. } = self;
         write!(f, "VIP {vip}: ")?;
         match route_id {
             Some(id) => write!(f, "route id {id}")?,
@@ -75,6 +75,14 @@ impl fmt::Display for VipReport {
         }
         for route in routes {
             writeln!(f, "  route  {route}")?;
+        }
+        if let Some(own) = &self.own_blocks {
+            let open = self.open_blocks.as_ref();
+            let open = open.map_or_else(|| "none".to_owned(), |open| format!("blocks {open}"));
+            writeln!(f, "  direct with blocks {own}; new connections: {open}")?;
+        }
+        if self.passed_on_to > 0 {
+            writeln!(f, "  passed on to other nodes: {}", self.passed_on_to)?;
         }
         listed(f, pods)
     }
