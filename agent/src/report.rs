@@ -65,12 +65,15 @@ pub struct VipReport {
     pub rules: Vec<String>,
     /// Routes, as `ip route` prints them.
     pub routes: Vec<String>,
-    /// Blocks of its ports that packets of this node may leave with, separated by commas; `null` if
+    /// Blocks of its ports that packets of this node may leave with, separated by commas; left out if
     /// there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub own_blocks: Option<String>,
-    /// Those of them that new connections get.
+    /// Those of them that new connections get; left out if there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub open_blocks: Option<String>,
-    /// For how many nodes what comes for their blocks is passed on.
+    /// To how many nodes what comes for their blocks is passed on; left out if there are none.
+    #[serde(skip_serializing_if = "is_zero")]
     pub passed_on_to: usize,
     /// Pods that leave with it.
     pub pods: Vec<String>,
@@ -99,6 +102,11 @@ impl UnknownReport {
             known: pods.known.iter().map(ToString::to_string).collect(),
         }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
+const fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// A counter of dropped packets.

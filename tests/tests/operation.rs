@@ -74,8 +74,8 @@ fn an_untouched_node_is_told_as_such() -> Result<()> {
     );
     assert_eq!(
         told["tables"],
-        json!([{"name": "egress", "present": false, "chains": 0},
-               {"name": "egress-guard", "present": false, "chains": 0}])
+        json!([{"family": "inet", "name": "egress", "present": false, "chains": 0},
+               {"family": "inet", "name": "egress-guard", "present": false, "chains": 0}])
     );
     let notes = notes(lab.node(1))?;
     assert!(notes.len() == 1 && notes[0].contains("neither table exists"), "{notes:?}");
