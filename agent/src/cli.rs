@@ -179,6 +179,9 @@ pub struct Kernel {
     /// The uplink of every VIP; by default the interface with the route to the VIP's subnet.
     #[arg(long, value_name = "IF", env = "INTERFACE_NAME")]
     pub interface: Option<String>,
+    /// The address of the API server's Service, which unknown pods reach, held or not.
+    #[arg(long, value_name = "ADDRESS", env = "KUBERNETES_SERVICE_HOST")]
+    pub api_server: Option<String>,
     /// The main nft table (family inet); the guard table is called the same with -guard.
     ///
     /// So is a table of family netdev, where VIPs take the direct path.
@@ -263,6 +266,7 @@ impl Cli {
             interface: given(interface.as_ref()),
             node: self.run.node_name(),
             proven: if self.run.assume_direct { Proven::Assumed } else { Proven::default() },
+            api_server: self.kernel.api_server.as_ref().and_then(|addr| addr.parse().ok()),
         })
     }
 }

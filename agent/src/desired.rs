@@ -8,6 +8,7 @@ mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use shared::{Block, Mappings, PodIp, RouteId, Vip};
@@ -34,6 +35,8 @@ pub struct Settings {
     pub node: String,
     /// The blocks with which the direct path may be taken.
     pub proven: Proven,
+    /// Where pods reach the API server, if that is known.
+    pub api_server: Option<IpAddr>,
 }
 
 /// Where a VIP is, as seen from this node.
@@ -143,6 +146,7 @@ pub fn ruleset_input(
         vips: mappings.vips().clone(),
         reachable: uplinks.keys().copied().collect(),
         uplinks: uplinks.into_values().map(|device| device.name).collect(),
+        api_server: settings.api_server,
         overlays: facts.overlays(networks.pod_subnets()),
         pods: disjoint(networks.pod_subnets().iter().copied()),
         internal: disjoint(
@@ -168,7 +172,7 @@ pub fn desired<'a>(
     settings: &Settings,
     ruleset: &'a Ruleset,
 ) -> Desired<'a> {
-    let Settings { ownership, interface: _, node: _, proven: _ } = settings;
+    let Settings { ownership, interface: _, node: _, proven: _, api_server: _ } = settings;
     let (uplinks, _) = uplinks(mappings, facts, settings);
     let direct = direct_vips(mappings, facts, settings, &uplinks);
     let mut desired = Desired {

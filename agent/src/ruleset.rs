@@ -344,6 +344,8 @@ pub struct Input {
     pub reachable: BTreeSet<Vip>,
     /// The interfaces over which other nodes send packets for a VIP that is here.
     pub uplinks: BTreeSet<String>,
+    /// Where pods reach the API server, if that is known.
+    pub api_server: Option<IpAddr>,
     /// The interfaces over which other nodes' pods are reached.
     pub overlays: BTreeSet<String>,
     /// Where pods live. Disjoint.

@@ -57,6 +57,7 @@ fn input(vips: &[(&str, u32)]) -> Input {
         reachable: vips.keys().copied().collect(),
         vips,
         uplinks: BTreeSet::from(["eth0".to_owned(), "bond0.12".to_owned()]),
+        api_server: Some("10.96.0.1".parse().unwrap()),
         overlays: BTreeSet::from(["flannel.1".to_owned()]),
         pods: nets(&["10.244.0.0/16", "fd00:244::/56"]),
         internal: nets(&[

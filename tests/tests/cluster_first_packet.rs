@@ -9,6 +9,9 @@ use anyhow::{Context, Result};
 use tests::{Capture, Installation, eventually};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 122, 222);
+/// What the pod of a Job does: some of each, and then it is done.
+const ONCE: &str = "timeout -s KILL 1 nslookup -type=a first TARGET >/dev/null; \
+    nc -w 1 TARGET 7002 </dev/null; ping -q -c 5 -i 0.05 TARGET; true";
 const STARTED_WITHIN: Duration = Duration::from_mins(3);
 /// What the pods do: TARGET is an address of the host outside that nobody else sends to.
 const COMMAND: &str = "timeout -s KILL 1 nslookup -type=a first TARGET >/dev/null & \
@@ -46,9 +49,13 @@ impl Bed {
 
     /// The spec of a pod that sends at once.
     fn spec(&self) -> String {
-        let command = COMMAND.replace("TARGET", &self.target.to_string());
+        self.spec_of(COMMAND, "Always")
+    }
+
+    fn spec_of(&self, command: &str, restart: &str) -> String {
+        let command = command.replace("TARGET", &self.target.to_string());
         format!(
-            "{{terminationGracePeriodSeconds: 1, containers: [{{name: main, \
+            "{{terminationGracePeriodSeconds: 1, restartPolicy: {restart}, containers: [{{name: main, \
              image: 'localhost/busybox:1', imagePullPolicy: Never, command: [sh, -c, \"{command}\"]}}]}}"
         )
     }
@@ -69,31 +76,67 @@ impl Bed {
         self.capture.assert_only_source(VIP.into(), self.target, pods);
     }
 
+    /// One more address of the host outside.
+    fn further_target(&self, number: u8) -> Result<IpAddr> {
+        let target = Ipv4Addr::new(192, 168, 122, number);
+        let netns = &self.installation.cluster().lab().outside().netns;
+        tests::run(&["ip", "-n", netns, "addr", "add", &format!("{target}/24"), "dev", "eth0"])?;
+        Ok(target.into())
+    }
+
+    /// Whether unknown pods never leave.
+    fn be_strict(&self, strict: bool) -> Result<()> {
+        let patch = format!("{{\"spec\":{{\"strictPods\":{strict}}}}}");
+        self.sh(&format!("kubectl patch egressmapper --type=merge -p '{patch}' $(kubectl get egressmapper -o name | cut -d/ -f2)"))?;
+        let args = "kubectl get daemonset/kube-egress -o jsonpath='{.spec.template.spec.containers[0].args}'";
+        eventually(STARTED_WITHIN, || {
+            self.sh(args).is_ok_and(|args| args.contains("--strict-pods") == strict)
+        });
+        let agents = "daemonset/kube-egress";
+        self.installation.cluster().wait_rollout("default", agents, STARTED_WITHIN).map(drop)
+    }
+
     fn sh(&self, line: &str) -> Result<String> {
         self.installation.sh(line)
     }
 }
 
-fn burst(bed: &Bed, label: &str, count: usize) -> Result<()> {
+fn pods(label: &str, count: usize, spec: &str) -> String {
     let pod = |number| {
         format!(
             "apiVersion: v1
 kind: Pod
 metadata: {{namespace: default, name: {label}-{number}, labels: {{app: {label}}}}}
-spec: {}
+spec: {spec}
 ---
-",
-            bed.spec()
+"
         )
     };
-    bed.installation.apply(&(0..count).map(pod).collect::<String>()).map(drop)
+    (0..count).map(pod).collect()
+}
+
+fn burst(bed: &Bed, label: &str, count: usize) -> Result<()> {
+    bed.installation.apply(&pods(label, count, &bed.spec())).map(drop)
 }
 
 #[test]
 fn a_burst_of_pods_leaves_with_the_vip_from_the_first_packet() -> Result<()> {
     let bed = Bed::take("burst", 150)?;
-    burst(&bed, "burst", 20)?;
+    // Others start in between, to whom nothing happens.
+    let beside = bed.further_target(160)?;
+    let uncovered =
+        pods("beside", 4, &bed.spec().replace(&bed.target.to_string(), &beside.to_string()));
+    let all = pods("burst", 20, &bed.spec()) + &uncovered;
+    bed.installation.apply(&all)?;
     bed.assert_heard(20);
+    let first_of_others = |flow: &tests::Flow| {
+        flow.destination == beside && flow.destination_port == 53 && flow.source != VIP
+    };
+    eventually(STARTED_WITHIN, || {
+        let heard = bed.capture.sources_where(first_of_others);
+        heard.is_ok_and(|sources| sources.into_values().sum::<u64>() == 4)
+    });
+    bed.sh("kubectl delete pods --wait=false -l app=beside")?;
     let nodes = bed.sh("kubectl get pods -l app=burst -o jsonpath='{.items[*].spec.nodeName}'")?;
     let holder = bed.sh("kubectl get vip first-packet -o jsonpath='{.status.holder}'")?;
     let here = nodes.split_whitespace().filter(|node| *node == holder.trim()).count();
@@ -126,8 +169,18 @@ spec: {{replicas: 2, serviceName: owned, podManagementPolicy: Parallel, selector
     bed.assert_heard(10);
     bed.sh("kubectl delete pod owned-set-0 owned-set-1")?;
     bed.assert_heard(12);
+    bed.installation.apply(&format!(
+        "apiVersion: batch/v1
+kind: Job
+metadata: {{namespace: default, name: owned-job}}
+spec: {{completions: 2, parallelism: 2, template: {{metadata: {{labels: {{app: owned}}}}, spec: {}}}}}
+",
+        bed.spec_of(ONCE, "Never")
+    ))?;
+    bed.assert_heard(14);
+    bed.sh("kubectl wait --for=condition=Complete --timeout=60s job/owned-job && kubectl delete job/owned-job")?;
     bed.sh("kubectl delete deployment/owned statefulset/owned-set && kubectl wait --for=delete pods -l app=owned")?;
-    bed.assert_heard(12);
+    bed.assert_heard(14);
     Ok(())
 }
 
@@ -149,4 +202,38 @@ fn a_controller_that_restarts_meanwhile_costs_packets_but_leaks_none() -> Result
     bed.sh("kubectl delete pods -l app=restart")?;
     bed.capture.assert_only_source(VIP.into(), bed.target, 500);
     Ok(())
+}
+
+#[test]
+fn strictly_nothing_leaks_of_pods_that_are_bound_while_no_controller_runs() -> Result<()> {
+    let bed = Bed::take("strict", 153)?;
+    bed.be_strict(true)?;
+    bed.sh("kubectl scale deployment/egress-mapper --replicas=0 && kubectl wait --for=delete pods -l name=egress-mapper")?;
+    burst(&bed, "strict", 6)?;
+    bed.sh("kubectl wait --for=condition=Ready --timeout=180s pods -l app=strict")?;
+    let dropped = |node: &tests::KubeNode| {
+        let counter = ["nft", "list", "counter", "inet", "egress", "unsure"];
+        node.run(&counter).is_ok_and(|text| !text.contains("packets 0 "))
+    };
+    eventually(STARTED_WITHIN, || bed.installation.cluster().nodes().iter().any(dropped));
+    bed.capture.assert_silent(bed.target);
+    bed.sh("kubectl scale deployment/egress-mapper --replicas=1")?;
+    let echoes = |flow: &tests::Flow| flow.destination == bed.target && flow.protocol == 1;
+    eventually(STARTED_WITHIN, || {
+        let heard = bed.capture.sources_where(echoes);
+        heard.is_ok_and(|sources| sources.into_values().sum::<u64>() > 300)
+    });
+    bed.capture.assert_only_source(VIP.into(), bed.target, 300);
+
+    // One that nothing is for is let out once that was said.
+    let beside = bed.further_target(163)?;
+    let spec = bed.spec().replace(&bed.target.to_string(), &beside.to_string());
+    bed.installation.apply(&pods("beside-strict", 1, &spec))?;
+    eventually(STARTED_WITHIN, || {
+        let heard = bed.capture.sources_where(|flow| flow.destination == beside);
+        heard.is_ok_and(|sources| sources.keys().any(|source| *source != VIP))
+    });
+    bed.sh("kubectl delete pods -l app=strict && kubectl delete pods -l app=beside-strict")?;
+    bed.capture.assert_only_source(VIP.into(), bed.target, 300);
+    bed.be_strict(false)
 }

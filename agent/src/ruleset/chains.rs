@@ -11,10 +11,10 @@ use nftables::expr::FibFlag;
 use shared::{RouteId, Vip};
 
 use super::parts::{
-    Expr, Part, accept, address, any, choose, count, ct_direction, ct_mark, ct_original_saddr,
-    daddr, declared, drop, fib_type, goes_to, goto, icmp_type, iifname, is, is_not, is_not_zero,
-    is_zero, looked_up, map, masked, meta_mark, network, nfproto, number, quoted, saddr, set,
-    snat_to, state_in, word, write, write_bits,
+    Expr, Part, accept, address, any, choose, count, ct_direction, ct_mark, ct_original_daddr,
+    ct_original_saddr, daddr, declared, drop, fib_type, goes_to, goto, icmp_type, iifname, is,
+    is_not, is_not_zero, is_zero, looked_up, map, masked, meta_mark, network, nfproto, number,
+    quoted, saddr, set, snat_to, state_in, word, write, write_bits,
 };
 use super::{Chain, Hook, HookKind, HookPoint, Input, Rule, known_set, pod_map, unsure_set};
 use crate::routing::Family;
@@ -99,7 +99,10 @@ impl View<'_> {
         let local = (!overlays.is_empty()).then(|| is_not(iifname(), overlay));
         let unsure = is(any(saddr(family), family), declared(unsure_set(family)));
         let known = is_not(saddr(family), declared(known_set(family)));
-        let parts = [unsure].into_iter().chain(local).chain([of_pods, known]);
+        // The controller is a pod, too: were it held, it could never say that it need not be.
+        let api_server = self.input.api_server.filter(|addr| Family::of(*addr) == family);
+        let others = api_server.map(|addr| is_not(ct_original_daddr(family), address(addr)));
+        let parts = [unsure].into_iter().chain(local).chain([of_pods, known]).chain(others);
         Some(Rule::new("pods unknown here", parts.chain([count("unsure"), drop()])))
     }
 

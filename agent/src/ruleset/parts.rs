@@ -148,6 +148,18 @@ pub(super) fn ct_original_saddr(family: Family) -> Expr {
     )
 }
 
+/// `ct original ip daddr`: to whom the connection was begun, before any translation.
+pub(super) fn ct_original_daddr(family: Family) -> Expr {
+    let key = match family {
+        Family::V4 => "ip daddr",
+        Family::V6 => "ip6 daddr",
+    };
+    named(
+        format!("ct original {key}"),
+        NamedExpression::CT(CT { key: key.into(), family: None, dir: Some(CTDir::Original) }),
+    )
+}
+
 /// `fib saddr type` or `fib daddr type`: what the routing tables call the address.
 pub(super) fn fib_type(flag: FibFlag) -> Expr {
     let text = match flag {
