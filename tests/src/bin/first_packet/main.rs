@@ -8,12 +8,13 @@ mod monitor;
 mod starts;
 
 use std::io::{Write, stdout};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use tests::Installation;
+use tests::{Installation, wait_until};
 
 use self::assigned::assigned;
 use self::monitor::Monitor;
@@ -29,117 +30,231 @@ struct Options {
     /// How many of them at once, at most 100.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..=100))]
     at_once: u8,
-    /// How many more are started while the controller is restarted.
+    /// How many bursts of 50 are started besides.
+    #[arg(long, default_value_t = 2)]
+    bursts: usize,
+    /// How many more are started while the controller is restarted again and again.
     #[arg(long, default_value_t = 100)]
     restarted: usize,
-    /// How many pods without a VIP are started before the system is installed, and after.
+    /// How many more while the controller is killed with each start, and unknown pods never leave.
+    #[arg(long, default_value_t = 30)]
+    killed: usize,
+    /// How many pods without a VIP are started where nothing is installed, and as many where it is.
     #[arg(long, default_value_t = 100)]
     uncovered: usize,
+    /// In how many turns of one and the other, so that a machine that slows down does not decide.
+    #[arg(long, default_value_t = 5)]
+    turns: usize,
 }
+
+const BURST: u8 = 50;
+/// How many batches may fail, of each kind.
+const FAILURES: usize = 2;
+const ROLLED_OUT: Duration = Duration::from_mins(2);
+/// Between two restarts of the controller: it shall have time to work.
+const BETWEEN_RESTARTS: Duration = Duration::from_secs(15);
 
 fn main() -> Result<()> {
     let options = Options::parse();
     let installation = Installation::prepare()?;
-    targets(&installation, options.at_once)?;
-    let run = |name, total, covered| starts(&installation, &options, name, total, covered);
+    targets(&installation, options.at_once.max(BURST))?;
+    let lab = Laboratory { installation: &installation };
 
-    let without = run("without", options.uncovered, false)?;
-    installation.sh("deploy/deploy.sh")?;
-    installation.create_vip("first", &VIP.to_string())?;
-    let holder = installation.sh("kubectl get vip first -o jsonpath='{.status.holder}'")?;
-    let egress = format!("{{ip: {VIP}, kind: pod, selector: {{matchLabels: {{app: covered}}}}}}");
-    installation.create_egress("default", "first", &egress)?;
-    for agents in ["kube-egress", "kube-keepalived-vip"] {
-        installation.cluster().wait_rollout(
-            "default",
-            &format!("daemonset/{agents}"),
-            Duration::from_mins(2),
-        )?;
+    let at_once = options.at_once;
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for turn in 0..options.turns {
+        let count = share(options.uncovered, options.turns, turn);
+        without.extend(lab.run(&format!("without-{turn}"), count, at_once, false)?);
+        lab.install()?;
+        with.extend(lab.run(&format!("with-{turn}"), count, at_once, false)?);
+        if turn + 1 < options.turns {
+            installation.sh("deploy/deploy.sh -d")?;
+        }
     }
-    let with = run("with", options.uncovered, false)?;
 
     let monitor = Monitor::start(installation.cluster())?;
-    let covered = run("covered", options.pods, true)?;
-    let (own, at_holder) = monitor.delays(&covered, holder.trim());
+    let mut covered = lab.run("covered", options.pods, at_once, true)?;
+    let bursts = lab.run("burst", options.bursts * usize::from(BURST), BURST, true)?;
+    let holder = lab.holder()?;
+    let (own, at_holder) = monitor.delays(&covered, &holder);
     drop(monitor);
 
-    let restarted = thread::scope(|scope| {
-        let restarting = scope.spawn(|| {
-            thread::sleep(Duration::from_millis(300));
-            installation.sh("kubectl rollout restart deployment/egress-mapper")
-        });
-        let restarted = run("restarted", options.restarted, true);
-        restarting.join().map_err(|_| anyhow::anyhow!("the restart panicked"))??;
-        restarted
+    let restarted = lab.while_("kubectl rollout restart deployment/egress-mapper", || {
+        lab.run("restarted", options.restarted, at_once, true)
     })?;
+    lab.be_strict()?;
+    let kill = "kubectl delete pods -l name=egress-mapper --grace-period=0 --force";
+    let killed = lab.while_(kill, || lab.run("killed", options.killed, at_once, true))?;
 
-    let mut out = stdout();
-    let on_holder = |start: &&Start| start.node == holder.trim();
-    let share = |starts: Vec<&Start>| {
-        let good = starts.iter().filter(|start| start.first).count();
-        format!("{good} of {} ({:.1} %)", starts.len(), percent(good, starts.len()))
-    };
+    covered.extend(bursts.iter().cloned());
+    print(&covered, &bursts, &[("restarted", &restarted), ("killed, strictly", &killed)], &holder)?;
+    table("CNI result → programmed on the pod's node, p99", "10 ms", &distribution(own))?;
+    table("CNI result → programmed on the holder, p99", "120 ms", &distribution(at_holder))?;
+    print_uncovered(&without, &with)
+}
+
+/// How many of all are of that turn.
+fn share(all: usize, turns: usize, turn: usize) -> usize {
+    all * (turn + 1) / turns - all * turn / turns
+}
+
+/// One row: what, at least, measured.
+fn table(what: &str, aim: &str, is: &str) -> Result<()> {
+    writeln!(stdout(), "| {what} | {aim} | {is} |").map_err(Into::into)
+}
+
+fn first_packets(starts: &[&Start]) -> String {
+    let good = starts.iter().filter(|start| start.first).count();
+    format!("{good} of {} ({:.1} %)", starts.len(), percent(good, starts.len()))
+}
+
+fn print(
+    covered: &[Start],
+    bursts: &[Start],
+    without_controller: &[(&str, &Vec<Start>)],
+    holder: &str,
+) -> Result<()> {
     let leaked = |starts: &[Start]| starts.iter().map(|start| start.leaked).sum::<u64>();
-    writeln!(out, "{} pods, {} at once", covered.len(), options.at_once)?;
-    writeln!(out, "packets with another address than the VIP: {}", leaked(&covered))?;
-    writeln!(
-        out,
-        "first packet arrives with the VIP, on the holder's node: {}",
-        share(covered.iter().filter(on_holder).collect())
-    )?;
-    writeln!(
-        out,
-        "first packet arrives with the VIP, elsewhere: {}",
-        share(covered.iter().filter(|start| !on_holder(start)).collect())
-    )?;
-    writeln!(
-        out,
-        "{} pods while the controller restarts, packets with another address: {}, first packet: {}",
-        restarted.len(),
-        leaked(&restarted),
-        share(restarted.iter().collect())
-    )?;
-    writeln!(out, "address assigned → programmed on the pod's node: {}", distribution(own))?;
-    writeln!(out, "address assigned → programmed on the holder: {}", distribution(at_holder))?;
-    let ready = |starts: &[Start]| starts.iter().map(|start| start.took).collect();
-    writeln!(
-        out,
-        "created → first packet, no VIP, not installed: {}",
-        distribution(ready(&without))
-    )?;
-    writeln!(out, "created → first packet, no VIP, installed: {}", distribution(ready(&with)))?;
+    let counted = |starts: &[Start]| format!("{} over {} starts", leaked(starts), starts.len());
+    table("what", "at least", "measured")?;
+    table("---", "---", "---")?;
+    table("packets with another address than the VIP", "0", &counted(covered))?;
+    let (here, elsewhere): (Vec<_>, Vec<_>) = covered.iter().partition(|s| s.node == holder);
+    table("first packet with the VIP, on the holder's node", "99 %", &first_packets(&here))?;
+    table("first packet with the VIP, elsewhere", "95 %", &first_packets(&elsewhere))?;
+    let bursts_first = first_packets(&bursts.iter().collect::<Vec<_>>());
+    let text = format!("{}, first packet: {bursts_first}", counted(bursts));
+    table("of these, in bursts of 50", "0", &text)?;
+    for (name, starts) in without_controller {
+        let first = first_packets(&starts.iter().collect::<Vec<_>>());
+        let text = format!("{}, first packet: {first}", counted(starts));
+        table(&format!("the same with the controller {name}"), "0 leaked", &text)?;
+    }
     Ok(())
 }
 
-/// Starts that many pods, some at once, and removes them.
-fn starts(
-    installation: &Installation,
-    options: &Options,
-    name: &str,
-    total: usize,
-    covered: bool,
-) -> Result<Vec<Start>> {
-    let mut starts = Vec::new();
-    for number in 0.. {
-        let left = total - starts.len();
-        let count = u8::try_from(left.min(options.at_once.into()))?;
-        if count == 0 {
-            break;
-        }
-        let batch = Batch { name: &format!("{name}-{number}"), count, covered };
-        let mut started = batch.start(installation)?;
-        for start in &mut started {
-            let node = installation.cluster().nodes().iter();
-            let node = node.clone().find(|node| node.host().name == start.node);
-            start.assigned = assigned(node.context("a pod is on no node")?, &start.pod)?;
-        }
-        batch.remove(installation)?;
-        starts.extend(started);
-        write!(stdout(), "\r{name}: {} of {total} ", starts.len())?;
-        stdout().flush()?;
+/// Pods without a VIP, where nothing is installed and where it is.
+fn print_uncovered(without: &[Start], with: &[Start]) -> Result<()> {
+    type Time = fn(&Start) -> Option<Duration>;
+    let times = |starts: &[Start], time: Time| {
+        let mut times: Vec<_> = starts.iter().filter_map(time).collect();
+        times.sort_unstable();
+        times
+    };
+    let kinds: [(&str, Time); 2] = [
+        ("created → first packet", |start| Some(start.took)),
+        ("CNI result → first packet", |start| start.ran),
+    ];
+    for (name, time) in kinds {
+        let (without, with) = (times(without, time), times(with, time));
+        let median = |times: &[Duration]| times.get(times.len() / 2).map(Duration::as_secs_f64);
+        let added = median(&with).zip(median(&without)).map(|(with, without)| with / without - 1.0);
+        let added =
+            added.map_or_else(String::new, |added| format!("p50 {:+.1} %: ", added * 100.0));
+        let text = format!("{added}{}, without: {}", distribution(with), distribution(without));
+        table(&format!("pods without a VIP, {name}"), "2 %", &text)?;
     }
-    writeln!(stdout())?;
-    Ok(starts)
+    let first = first_packets(&with.iter().collect::<Vec<_>>());
+    table("pods without a VIP, first packet arrives", "all", &first)
+}
+
+struct Laboratory<'a> {
+    installation: &'a Installation,
+}
+
+impl Laboratory<'_> {
+    /// Deploys, and waits until all is there.
+    fn install(&self) -> Result<()> {
+        let installation = self.installation;
+        installation.sh("deploy/deploy.sh")?;
+        installation.create_vip("first", &VIP.to_string())?;
+        let egress =
+            format!("{{ip: {VIP}, kind: pod, selector: {{matchLabels: {{app: covered}}}}}}");
+        installation.create_egress("default", "first", &egress)?;
+        self.rolled_out("daemonset/kube-keepalived-vip")?;
+        self.rolled_out("daemonset/kube-egress")
+    }
+
+    fn rolled_out(&self, what: &str) -> Result<()> {
+        self.installation.cluster().wait_rollout("default", what, ROLLED_OUT).map(drop)
+    }
+
+    fn holder(&self) -> Result<String> {
+        let holder =
+            self.installation.sh("kubectl get vip first -o jsonpath='{.status.holder}'")?;
+        Ok(holder.trim().to_owned())
+    }
+
+    /// From now on unknown pods never leave.
+    fn be_strict(&self) -> Result<()> {
+        self.rolled_out("deployment/egress-mapper")?;
+        let mapper = self.installation.sh("kubectl get egressmapper -o name")?;
+        let patch = "--type=merge -p '{\"spec\":{\"strictPods\":true}}'";
+        self.installation.sh(&format!("kubectl patch {} {patch}", mapper.trim()))?;
+        let args = "kubectl get daemonset/kube-egress -o jsonpath='{.spec.template.spec.containers[0].args}'";
+        let told = || self.installation.sh(args).is_ok_and(|args| args.contains("strict"));
+        ensure!(wait_until(ROLLED_OUT, told), "agents are not told to be strict");
+        self.rolled_out("daemonset/kube-egress")
+    }
+
+    /// Does something, and meanwhile that again and again.
+    fn while_<T>(&self, again: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+        let done = AtomicBool::new(false);
+        let outcome = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    // One that fails is not the last.
+                    let _ = self.installation.sh(again);
+                    let _ = wait_until(BETWEEN_RESTARTS, || done.load(Ordering::Relaxed));
+                }
+            });
+            let outcome = run();
+            done.store(true, Ordering::Relaxed);
+            outcome
+        })?;
+        self.rolled_out("deployment/egress-mapper")?;
+        Ok(outcome)
+    }
+
+    /// Starts that many pods, some at once, and removes them. What was measured before something
+    /// fails is not lost.
+    fn run(&self, name: &str, total: usize, at_once: u8, covered: bool) -> Result<Vec<Start>> {
+        let mut starts = Vec::new();
+        let mut failed = 0;
+        for number in 0.. {
+            let left = total.saturating_sub(starts.len());
+            let count = u8::try_from(left.min(at_once.into()))?;
+            if count == 0 {
+                break;
+            }
+            let batch = Batch { name: &format!("{name}-{number}"), count, covered };
+            match self.start(&batch) {
+                Ok(started) => starts.extend(started),
+                Err(error) if failed < FAILURES => {
+                    failed += 1;
+                    writeln!(stdout(), "\n{name}: pods that do not count: {error:#}")?;
+                }
+                Err(error) => return Err(error),
+            }
+            batch.remove(self.installation)?;
+            write!(stdout(), "\r{name}: {} of {total} ", starts.len())?;
+            stdout().flush()?;
+        }
+        writeln!(stdout())?;
+        Ok(starts)
+    }
+
+    fn start(&self, batch: &Batch<'_>) -> Result<Vec<Start>> {
+        let mut started = batch.start(self.installation)?;
+        for start in &mut started {
+            let nodes = self.installation.cluster().nodes();
+            let node = nodes.iter().find(|node| node.host().name == start.node);
+            start.assigned = assigned(node.context("a pod is on no node")?, &start.pod)?;
+            let heard = start.heard;
+            start.ran = start.assigned.and_then(|at| heard.duration_since(at).ok());
+        }
+        Ok(started)
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "few")]

@@ -28,17 +28,21 @@ pub(crate) struct Batch<'a> {
 }
 
 /// What was seen of one pod.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Start {
     pub(crate) pod: String,
     pub(crate) node: String,
     pub(crate) ip: IpAddr,
-    /// The very first packet has arrived with the VIP.
+    /// The very first packet has arrived, with the VIP or, of a pod that has none, without.
     pub(crate) first: bool,
     /// Packets with another address.
     pub(crate) leaked: u64,
     /// From the creation to the first packet of all.
     pub(crate) took: Duration,
+    /// When the first packet was seen.
+    pub(crate) heard: SystemTime,
+    /// From when the address was assigned to the first packet.
+    pub(crate) ran: Option<Duration>,
     /// When the CNI plugin's result was written.
     pub(crate) assigned: Option<SystemTime>,
 }
@@ -116,13 +120,15 @@ spec:
             let (node, ip) = places.get(&pod).context("a pod is not there")?.clone();
             let of_pod = || flows.iter().filter(|(flow, _)| flow.destination == target(number));
             let has_vip = |source: IpAddr| source == IpAddr::V4(VIP);
+            let as_it_should = |source: IpAddr| has_vip(source) == self.covered;
             let first = of_pod()
-                .any(|(flow, _)| flow.destination_port == FIRST_PORT && has_vip(flow.source));
+                .any(|(flow, _)| flow.destination_port == FIRST_PORT && as_it_should(flow.source));
             let others = of_pod().filter(|(flow, _)| !has_vip(flow.source));
             let leaked = others.map(|(_, seen)| seen.packets).sum();
             let heard = of_pod().map(|(_, seen)| seen.first).min().context("a pod is silent")?;
             let took = heard.saturating_duration_since(created);
-            Ok(Start { pod, node, ip, first, leaked, took, assigned: None })
+            let heard = SystemTime::now() - heard.elapsed();
+            Ok(Start { pod, node, ip, first, leaked, took, heard, ran: None, assigned: None })
         };
         (0..self.count).map(start).collect()
     }
