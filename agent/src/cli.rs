@@ -1,5 +1,6 @@
 //! The command line: flags, their defaults, and what they have to mean before any work begins.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -267,6 +268,7 @@ impl Cli {
             node: self.run.node_name(),
             proven: if self.run.assume_direct { Proven::Assumed } else { Proven::default() },
             api_server: self.kernel.api_server.as_ref().and_then(|addr| addr.parse().ok()),
+            full: BTreeSet::new(),
         })
     }
 }

@@ -15,6 +15,7 @@ use shared::{Block, Mappings, PodIp, RouteId, Vip};
 
 use crate::direct::{Hindrance, Proven, direct_vips};
 use crate::node_facts::{NoUplink, NodeFacts};
+use crate::port_use::Destination;
 use crate::routing::{Device, Family, Ownership, PolicyRule, Route};
 use crate::ruleset::{Input, Ruleset, capacity};
 use crate::unsure::{TRUSTING, Vouched};
@@ -35,6 +36,8 @@ pub struct Settings {
     pub node: String,
     /// The blocks with which the direct path may be taken.
     pub proven: Proven,
+    /// Where new connections find hardly a port of this node's blocks.
+    pub full: BTreeSet<Destination>,
     /// Where pods reach the API server, if that is known.
     pub api_server: Option<IpAddr>,
 }
@@ -172,7 +175,7 @@ pub fn desired<'a>(
     settings: &Settings,
     ruleset: &'a Ruleset,
 ) -> Desired<'a> {
-    let Settings { ownership, interface: _, node: _, proven: _, api_server: _ } = settings;
+    let Settings { ownership, .. } = settings;
     let (uplinks, _) = uplinks(mappings, facts, settings);
     let direct = direct_vips(mappings, facts, settings, &uplinks);
     let mut desired = Desired {

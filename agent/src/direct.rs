@@ -12,6 +12,7 @@ use shared::{Block, Mappings, Vip};
 
 use crate::desired::Settings;
 use crate::node_facts::NodeFacts;
+use crate::port_use::{Destination, TCP, UDP};
 use crate::routing::Device;
 
 /// Which blocks of VIPs are proven: what is said to a packet with one of their ports comes back here.
@@ -51,6 +52,9 @@ pub struct DirectVip {
     pub open: BTreeSet<Block>,
     /// Those of other nodes, with the address that what comes for them is passed on to.
     pub others: BTreeMap<Block, IpAddr>,
+    /// Where new connections go via the holder, for nearly all ports of `open` are in use there: of TCP
+    /// and UDP.
+    pub full: BTreeSet<Destination>,
     /// The interface over which the VIP is reached, if there is one.
     pub uplink: Option<String>,
     /// Why new connections go via the holder although this node has open blocks.
@@ -127,6 +131,9 @@ pub fn direct_vips(
                 };
                 if hindrance.is_none() {
                     direct.open = proven;
+                    let of_vip =
+                        |to: &&Destination| to.vip == vip && [TCP, UDP].contains(&to.protocol);
+                    direct.full = settings.full.iter().filter(of_vip).copied().collect();
                 }
                 direct.hindrance = hindrance.filter(|_| !blocks.open.is_empty());
             }

@@ -10,6 +10,11 @@ use std::net::IpAddr;
 
 use shared::{Block, Vip};
 
+/// IP's number of TCP.
+pub const TCP: u8 = 6;
+/// IP's number of UDP.
+pub const UDP: u8 = 17;
+
 /// A connection on the direct path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {

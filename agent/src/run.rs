@@ -189,6 +189,7 @@ impl Agent {
     /// Takes in what is proven, and which ports are in use.
     fn learn_proofs(&mut self, due: &mut Timetable) {
         self.sync.learn_proofs(self.direct.proven());
+        self.sync.learn_full(self.direct.full());
         // Also when the kernel stays as it is: it is reported then.
         due.sync_by(Instant::now());
     }

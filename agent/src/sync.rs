@@ -22,6 +22,7 @@ use crate::kernel::{Kernel, KernelError};
 use crate::metrics::{Counts, Metrics, Part};
 use crate::node_facts::NodeFacts;
 use crate::plan::{Step, plan};
+use crate::port_use::Destination;
 use crate::routing::Foreign;
 use crate::ruleset::{Input, Ruleset};
 use crate::unsure::{Assigned, Strict, Unsure, Vouched, Waiting};
@@ -37,7 +38,7 @@ pub enum Why {
     Retry,
     /// An address, a device or a network of the node has changed.
     Node,
-    /// It was proven that answers come back, or no longer.
+    /// It was proven that answers come back, or no longer; or ports have run out, or no longer.
     Proofs,
     /// The mappings have changed.
     Mappings,
@@ -52,7 +53,7 @@ impl fmt::Display for Why {
             Self::Stranger => "changed by somebody else",
             Self::Retry => "tried again",
             Self::Node => "the node changed",
-            Self::Proofs => "another path is proven",
+            Self::Proofs => "another path is to be taken",
             Self::Mappings => "mappings changed",
             Self::Start => "agent started",
         })
@@ -232,6 +233,17 @@ impl Sync {
         let proven = Proven::These(proven);
         let is_news = self.settings.proven != proven;
         self.settings.proven = proven;
+        self.unsettled |= is_news;
+        if is_news {
+            self.why = self.why.max(Why::Proofs);
+        }
+        is_news
+    }
+
+    /// Takes in where hardly a port of this node's blocks is left. Whether that changes anything.
+    pub fn learn_full(&mut self, full: BTreeSet<Destination>) -> bool {
+        let is_news = self.settings.full != full;
+        self.settings.full = full;
         self.unsettled |= is_news;
         if is_news {
             self.why = self.why.max(Why::Proofs);

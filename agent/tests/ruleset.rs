@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use agent::direct::DirectVip;
 use agent::kernel::nft::Nft;
 use agent::plan::{IngressChange, TableChange, TablesChange};
+use agent::port_use::Destination;
 use agent::routing::MarkMask;
 use agent::ruleset::{Input, Ruleset, TableNames};
 use shared::{Block, Vip};
@@ -134,7 +135,11 @@ fn blocks_of(vips: &[(&str, u32)]) -> BTreeMap<Vip, DirectVip> {
         let vip: Vip = vip.parse().unwrap();
         let via = if vip.is_ipv4() { "192.168.122.12" } else { "fd00:122::12" };
         let others: BTreeSet<Block> = blocks(&[4, 47]);
+        let addr = if vip.is_ipv4() { "203.0.113.9" } else { "fd00:9::9" }.parse().unwrap();
+        let full =
+            [(6, 443), (17, 53)].map(|(protocol, port)| Destination { vip, protocol, addr, port });
         let direct = DirectVip {
+            full: full.into(),
             own: blocks(&[1, 2, 3, 7]),
             open: blocks(&[1, 2, 7]),
             others: others.into_iter().map(|block| (block, via.parse().unwrap())).collect(),

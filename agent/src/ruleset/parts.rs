@@ -73,6 +73,10 @@ pub(super) fn l4proto() -> Expr {
 }
 
 /// Source port of whatever protocol has one.
+pub(super) fn dport() -> Expr {
+    header("th", "dport")
+}
+
 pub(super) fn sport() -> Expr {
     header("th", "sport")
 }
@@ -249,6 +253,12 @@ pub(super) fn network(net: &IpNet) -> Expr {
 /// A declared set or map, by name.
 pub(super) fn declared(name: &str) -> Expr {
     word(format!("@{name}"))
+}
+
+/// Several together: `ip saddr . th dport`.
+pub(super) fn together(exprs: impl IntoIterator<Item = Expr>) -> Expr {
+    let (texts, json): (Vec<_>, Vec<_>) = exprs.into_iter().map(|e| (e.text, e.json)).unzip();
+    named(texts.join(" . "), NamedExpression::Concat(json))
 }
 
 /// An anonymous set: it lives and dies with its rule, and nobody can change it.

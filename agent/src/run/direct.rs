@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use shared::config_map::BlockUse;
 use shared::{Block, Mappings, Vip, VipPath};
@@ -13,9 +14,15 @@ use crate::kernel::port_counting::{PortCounter, Wanted};
 use crate::kernel::proving::Prover;
 use crate::kernel::{Kernel, KernelError};
 use crate::metrics::{DirectMetrics, OwnPorts};
-use crate::port_use::{Own, OwnBlocks};
+use crate::port_use::{Destination, Own, OwnBlocks};
 use crate::proof::{Choice, claims};
 use crate::sync::Sync;
+
+/// How long new connections to a destination go another way after its ports had run out: that changes
+/// rules, which is not to be done each second.
+const FULL_FOR: Duration = Duration::from_secs(30);
+/// At most so many destinations are kept apart: each is an element of a rule.
+const MOST_FULL: usize = 1000;
 
 /// What proves and what counts.
 pub struct Direct {
@@ -28,6 +35,8 @@ pub struct Direct {
     counter: PortCounter,
     metrics: DirectMetrics,
     uses: BlockUses,
+    /// Where ports have run out, with when that was seen last.
+    full: BTreeMap<Destination, Instant>,
 }
 
 impl Direct {
@@ -47,6 +56,7 @@ impl Direct {
             counter: kernel.count_ports()?,
             metrics,
             uses: BlockUses::default(),
+            full: BTreeMap::new(),
         })
     }
 
@@ -80,6 +90,16 @@ impl Direct {
         let verdicts = self.prover.verdicts().into_iter();
         let proven = verdicts.map(|(vip, verdict)| (vip, verdict.proven));
         proven.filter(|(_, blocks)| !blocks.is_empty()).collect()
+    }
+
+    /// Where hardly a port is left, or was a moment ago: the most recent ones, if they are very many.
+    pub fn full(&mut self) -> BTreeSet<Destination> {
+        let now = Instant::now();
+        self.full.extend(self.counter.found().ports.full.iter().map(|to| (*to, now)));
+        self.full.retain(|_, seen| now.duration_since(*seen) < FULL_FOR);
+        let mut full: Vec<_> = self.full.iter().map(|(to, seen)| (*seen, *to)).collect();
+        full.sort_unstable_by(|a, b| b.cmp(a));
+        full.into_iter().take(MOST_FULL).map(|(_, to)| to).collect()
     }
 
     /// What to report; none while the mappings are not known.

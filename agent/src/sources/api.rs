@@ -69,7 +69,9 @@ impl ApiSource {
             let mut waiter = std::pin::pin!(news);
             waiter.as_mut().enable();
             if self.board.take_wider() {
-                WIDER.into_iter().for_each(|watch| self.follow(watch));
+                for watch in WIDER {
+                    self.follow(watch);
+                }
             }
             if let Some(batch) = self.board.take() {
                 return batch;

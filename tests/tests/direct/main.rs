@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what the scene is made of is known")]
 
 mod changes;
+mod exhausted;
 mod faults;
 mod moves;
 mod odd;

@@ -7,14 +7,15 @@ use shared::block::HOLDERS_PORTS;
 use shared::{Block, RouteId, Vip};
 
 use super::super::parts::{
-    Choice, Expr, Part, accept, address, choose, count, ct_mark, ct_original_saddr, decimal, drop,
-    echo_id, goes_to, goto, icmp_type, iifname, is, is_not, is_not_zero, l4proto, map, masked,
-    number, quoted, random_below, saddr, set, snat_to, snat_to_ports, sport, state_in, word, write,
-    write_bits,
+    Choice, Expr, Part, accept, address, choose, count, ct_mark, ct_original_saddr, daddr, decimal,
+    dport, drop, echo_id, goes_to, goto, icmp_type, iifname, is, is_not, is_not_zero, l4proto, map,
+    masked, number, quoted, random_below, saddr, set, snat_to, snat_to_ports, sport, state_in,
+    together, word, write, write_bits,
 };
 use super::super::{Chain, Input, Rule};
 use super::{View, plain, suffixed, when};
 use crate::direct::DirectVip;
+use crate::port_use::{Destination, TCP};
 use crate::routing::Family;
 
 const fn echo(family: Family) -> &'static str {
@@ -48,6 +49,18 @@ pub(super) fn bound(view: &View) -> Vec<(Expr, Expr)> {
         .collect()
 }
 
+/// Not to where nearly all ports of a VIP's blocks here are in use.
+fn has_ports_left(view: &View) -> Option<Part> {
+    let full: Vec<_> = view.owned().flat_map(|(.., direct)| &direct.full).collect();
+    let protocol = |number| word(if number == TCP { "tcp" } else { "udp" });
+    let element = |to: &&Destination| {
+        let Destination { vip, protocol: number, addr, port } = **to;
+        together([address(vip), protocol(number), address(addr), decimal(port.into())])
+    };
+    let key = [saddr(view.family), l4proto(), daddr(view.family), dport()];
+    (!full.is_empty()).then(|| is_not(together(key), set(full.iter().map(element))))
+}
+
 /// Which new connections take the direct path: whatever says in its packets which block it is of, from
 /// pods here.
 pub(super) fn decision(view: &View) -> Vec<Rule> {
@@ -60,13 +73,12 @@ pub(super) fn decision(view: &View) -> Vec<Rule> {
     };
     let ports = is(l4proto(), set(["tcp", "udp"].map(word)));
     let ping = is(icmp_type(family), word("echo-request"));
-    [
-        when("a block of ours", [view.local(), Some(ports), entries()]),
-        when("a block of ours, echo", [view.local(), Some(ping), entries()]),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    let ports = match has_ports_left(view) {
+        Some(left) => when("a block of ours", [view.local(), Some(ports), Some(left), entries()]),
+        None => when("a block of ours", [view.local(), Some(ports), entries()]),
+    };
+    let pings = when("a block of ours, echo", [view.local(), Some(ping), entries()]);
+    ports.into_iter().chain(pings).collect()
 }
 
 /// The chains of the VIPs of one family.

@@ -131,9 +131,10 @@ impl Follower {
                 }
                 WatchEvent::Deleted(object) => {
                     let name = object.name_any();
-                    let rest = match self.watch.may_lose_label() {
-                        true => self.unlabelled(&name).await?,
-                        false => None,
+                    let rest = if self.watch.may_lose_label() {
+                        self.unlabelled(&name).await?
+                    } else {
+                        None
                     };
                     *version = object.resource_version().unwrap_or_default();
                     match rest {
