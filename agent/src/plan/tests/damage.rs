@@ -48,6 +48,7 @@ pub(super) struct Damage {
     /// To the guard rather than to the main table.
     to_guard: bool,
     tables: Vec<ToTable>,
+    ingress: Vec<ToTable>,
     routing: Vec<ToRouting>,
     /// The agent has restarted: it has forgotten what it knew.
     restart: bool,
@@ -91,14 +92,16 @@ fn to_routing() -> impl Strategy<Value = ToRouting> {
 
 pub(super) fn damages() -> impl Strategy<Value = Damage> {
     let tables = proptest::collection::vec(to_table(), 0..3);
+    let ingress = proptest::collection::vec(to_table(), 0..2);
     let routing = proptest::collection::vec(to_routing(), 0..2);
     let restart = proptest::sample::select(
         &[(false, false), (false, false), (true, false), (true, true)][..],
     );
-    (any::<bool>(), tables, routing, restart).prop_map(
-        |(to_guard, tables, routing, (restart, upgrade))| Damage {
+    (any::<bool>(), tables, ingress, routing, restart).prop_map(
+        |(to_guard, tables, ingress, routing, (restart, upgrade))| Damage {
             to_guard,
             tables,
+            ingress,
             routing,
             restart,
             upgrade,
@@ -115,7 +118,16 @@ fn remove_nth<T: Ord + Clone>(set: &mut std::collections::BTreeSet<T>, at: Index
 
 impl Damage {
     pub(super) fn strike(&self, kernel: &mut Kernel) {
-        let Self { to_guard, tables, routing, restart, upgrade } = self;
+        let Self { to_guard, tables, ingress, routing, restart, upgrade } = self;
+        for damage in ingress {
+            match (damage, &mut kernel.ingress) {
+                // Without digests nobody can tell a rule with our comment from ours.
+                (ToTable::Forge(_), _) if *restart => {}
+                (ToTable::Delete, ingress) => *ingress = None,
+                (damage, Some(table)) => strike_chains(table, damage),
+                (_, None) => {}
+            }
+        }
         if *restart {
             kernel.restart();
         }

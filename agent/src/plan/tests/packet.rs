@@ -279,6 +279,8 @@ impl<'a> Words<'a, '_> {
             }
             "meta" => match self.next() {
                 "mark" => Some(Value::Number(self.packet.mark)),
+                // Nothing of this model is flooded.
+                "pkttype" => Some(Value::Word("host".into())),
                 "l4proto" => {
                     let tcp = self.packet.connection.session;
                     Some(Value::Word(if tcp { "tcp" } else { "udp" }.into()))
