@@ -64,8 +64,11 @@ fn main() -> Result<()> {
     let (mut without, mut with) = (Vec::new(), Vec::new());
     for turn in 0..options.turns {
         let count = share(options.uncovered, options.turns, turn);
+        // What was just installed or removed has to come to rest; the first pods do not count.
+        lab.run(&format!("rest-{turn}"), at_once.into(), at_once, false)?;
         without.extend(lab.run(&format!("without-{turn}"), count, at_once, false)?);
         lab.install()?;
+        lab.run(&format!("settle-{turn}"), at_once.into(), at_once, false)?;
         with.extend(lab.run(&format!("with-{turn}"), count, at_once, false)?);
         if turn + 1 < options.turns {
             installation.sh("deploy/deploy.sh -d")?;
