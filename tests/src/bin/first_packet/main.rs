@@ -150,7 +150,7 @@ fn print_uncovered(without: &[Start], with: &[Start]) -> Result<()> {
     ];
     for (name, time) in kinds {
         let (without, with) = (times(without, time), times(with, time));
-        let median = |times: &[Duration]| times.get(times.len() / 2).map(Duration::as_secs_f64);
+        let median = |times: &[Duration]| at(times, 50).map(|time| time.as_secs_f64());
         let added = median(&with).zip(median(&without)).map(|(with, without)| with / without - 1.0);
         let added =
             added.map_or_else(String::new, |added| format!("p50 {:+.1} %: ", added * 100.0));
@@ -265,11 +265,16 @@ fn percent(part: usize, of: usize) -> f64 {
     100.0 * part as f64 / of.max(1) as f64
 }
 
+/// The time that so many of a hundred took at most; they are in order.
+fn at(times: &[Duration], share: usize) -> Option<Duration> {
+    times.get((times.len() * share).div_ceil(100).max(1) - 1).copied()
+}
+
 fn distribution(mut of: Vec<Duration>) -> String {
     of.sort_unstable();
     let Some(most) = of.last() else { return "nothing measured".to_owned() };
     let millis = |duration: &Duration| duration.as_secs_f64() * 1000.0;
-    let at = |share: usize| millis(&of[(of.len() * share).div_ceil(100).max(1) - 1]);
+    let at = |share: usize| at(&of, share).as_ref().map_or(0.0, millis);
     format!(
         "p50 {:.1}, p90 {:.1}, p99 {:.1}, most {:.1} ms ({})",
         at(50),
