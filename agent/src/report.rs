@@ -4,6 +4,7 @@
 //! Pure: from what was seen to what is worth knowing. Nothing of it comes from mappings, so it is
 //! the truth of the node even when the agent does not run.
 
+mod blocks;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +14,7 @@ use std::time::Instant;
 use serde::Serialize;
 use shared::{PodIp, RouteId, Vip};
 
-use crate::kernel_state::{Observed, SeenHook, SeenRule, SeenTable};
+use crate::kernel_state::{Observed, SeenHook, SeenTable};
 use crate::node_facts::NodeFacts;
 use crate::pod_tables::PodTables;
 use crate::routing::{Family, Ownership, RouteKind};
@@ -180,9 +181,9 @@ pub fn report(
                     .filter(|route| of_table(route.table) && route.family == family)
                     .map(ToString::to_string)
                     .collect(),
-                own_blocks: id.and_then(|id| own_blocks(observed, id)),
-                open_blocks: id.and_then(|id| open_blocks(observed, id)),
-                passed_on_to: id.map_or(0, |id| passed_on_to(observed, id)),
+                own_blocks: id.and_then(|id| blocks::own(observed, id)),
+                open_blocks: id.and_then(|id| blocks::open(observed, id)),
+                passed_on_to: id.map_or(0, |id| blocks::passed_on_to(observed, id)),
                 pods: pods.remove(&vip).unwrap_or_default(),
             }
         })
@@ -217,30 +218,6 @@ fn table_report(family: &'static str, name: &str, seen: Option<&SeenTable>) -> T
         present: seen.is_some(),
         chains: seen.map_or(0, |table| table.chains.len()),
     }
-}
-
-/// The blocks that the comment of a chain's first rule names.
-fn blocks_of(table: Option<&SeenTable>, chain: &str) -> Option<String> {
-    let comment = table?.chains.get(chain)?.rules.first()?.comment.as_deref()?;
-    let (_, blocks) = comment.split_once("blocks ")?;
-    blocks.split_whitespace().next().map(str::to_owned)
-}
-
-fn own_blocks(observed: &Observed, id: RouteId) -> Option<String> {
-    blocks_of(observed.guard.as_ref(), &format!("direct_{id}"))
-}
-
-fn open_blocks(observed: &Observed, id: RouteId) -> Option<String> {
-    blocks_of(observed.main.as_ref(), &format!("ports_{id}"))
-}
-
-fn passed_on_to(observed: &Observed, id: RouteId) -> usize {
-    let chain =
-        observed.ingress.as_ref().and_then(|table| table.chains.get(&format!("others_{id}")));
-    let to = |rule: &&SeenRule| {
-        rule.comment.as_ref().is_some_and(|comment| comment.starts_with("later fragments, "))
-    };
-    chain.map_or(0, |chain| chain.rules.iter().filter(to).count())
 }
 
 /// Which VIP has which route id: chains are called by the id, and their rules name the VIP. While

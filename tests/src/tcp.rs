@@ -151,7 +151,11 @@ fn send(
             Err(error) => return Err(error),
         }
         if let Some(pause) = pause {
-            thread::sleep(pause);
+            // Nothing is to be read but the end.
+            stream.set_read_timeout(Some(pause))?;
+            if stream.read(&mut [0]).is_ok() {
+                return Ok(());
+            }
         }
     }
     Ok(())

@@ -74,13 +74,20 @@ impl TcpTransfer {
     /// The server sends, as fast as it goes; the client only acknowledges.
     pub fn download(host: &Host, server: SocketAddr) -> Result<Self> {
         let stream = connect(host, server, Request::Download, COUNT_WITHIN)?;
-        Self::run(host, stream, download)
+        Self::run(host, stream, |mut stream, bytes, stop| download(&mut stream, bytes, stop))
     }
 
     /// The server sends a little at a time, some 100 kB a second; the client only acknowledges.
     pub fn trickle(host: &Host, server: SocketAddr) -> Result<Self> {
         let stream = connect(host, server, Request::Trickle, COUNT_WITHIN)?;
-        Self::run(host, stream, download)
+        Self::run(host, stream, |mut stream, bytes, stop| {
+            let report = download(&mut stream, bytes, stop);
+            // In order: what came after the end would be answered with a reset.
+            let ended = stream.shutdown(Shutdown::Write).is_ok();
+            let mut rest = vec![0; BLOCK];
+            while ended && stream.read(&mut rest).is_ok_and(|length| length > 0) {}
+            report
+        })
     }
 
     fn run(
@@ -196,7 +203,7 @@ fn upload(
     }
 }
 
-fn download(mut stream: TcpStream, bytes: &AtomicU64, stop: &AtomicBool) -> TcpReport {
+fn download(stream: &mut TcpStream, bytes: &AtomicU64, stop: &AtomicBool) -> TcpReport {
     let mut progress = Progress::new();
     let mut block = vec![0; BLOCK];
     let mut received = 0_u64;

@@ -12,24 +12,25 @@ use nix::sys::socket::{
 };
 use tests::{Capture, Family, Flow, Host, TcpTransfer, eventually, vip, wait_until, whoami};
 
-use crate::scene::{PORT, SOON, direct, leaves_from, sender_of, server};
+use crate::scene::{SOON, direct, leaves_from, sender_of, server};
 
 const VIP_CLOSED: &str = "egress_dropped_packets_total{table=\"egress\",reason=\"vip_closed\"}";
 
-fn udp(host: &Host, address: IpAddr, port: u16) -> Result<UdpSocket> {
-    let socket = host.enter(|| UdpSocket::bind(SocketAddr::new(address, port)))??;
+fn udp(host: &Host, address: IpAddr) -> Result<UdpSocket> {
+    let socket = host.enter(|| UdpSocket::bind(SocketAddr::new(address, 0)))??;
     socket.set_read_timeout(Some(Duration::from_millis(500)))?;
     Ok(socket)
 }
 
 /// A packet of that many bytes to a server and back.
 fn there_and_back(pod: &Host, server: &Host, family: Family, bytes: usize) -> Result<bool> {
-    let listening = udp(server, server.ip(family), PORT + 1)?;
-    let client = udp(pod, pod.ip(family), 0)?;
+    let listening = udp(server, server.ip(family))?;
+    let client = udp(pod, pod.ip(family))?;
+    let to = listening.local_addr()?;
     let question: Vec<u8> = (0..=u8::MAX).cycle().take(bytes).collect();
     let mut packet = vec![0; bytes + 1];
     Ok(wait_until(SOON, || {
-        let asked = client.send_to(&question, SocketAddr::new(server.ip(family), PORT + 1)).is_ok();
+        let asked = client.send_to(&question, to).is_ok();
         let Ok((length, from)) = listening.recv_from(&mut packet) else { return false };
         let answered = listening.send_to(&packet[..length], from).is_ok();
         asked && answered && client.recv(&mut packet).is_ok_and(|got| packet[..got] == *question)
@@ -65,7 +66,7 @@ fn errors_find_the_pod_they_are_for() -> Result<()> {
             let pod = lab.pod(node, 1);
             for host in [lab.outside(), lab.far()] {
                 // Nobody listens there.
-                let client = udp(pod, pod.ip(family), 0)?;
+                let client = udp(pod, pod.ip(family))?;
                 client.connect(SocketAddr::new(host.ip(family), 9))?;
                 let refused = wait_until(SOON, || {
                     let _ = client.send(b"?");
@@ -121,10 +122,11 @@ fn a_server_learns_that_its_answers_are_too_large_for_the_pod() -> Result<()> {
         for node in 1..=3 {
             lab.far().sh("ip route flush cache")?;
             lab.far().sh("ip -6 route flush cache")?;
-            let listening = udp(lab.far(), address, PORT + 1)?;
-            let client = udp(lab.pod(node, 1), lab.pod(node, 1).ip(family), 0)?;
+            let listening = udp(lab.far(), address)?;
+            let client = udp(lab.pod(node, 1), lab.pod(node, 1).ip(family))?;
+            let to = listening.local_addr()?;
             let answered = wait_until(SOON, || {
-                let _ = client.send_to(b"?", SocketAddr::new(address, PORT + 1));
+                let _ = client.send_to(b"?", to);
                 let Ok((_, from)) = listening.recv_from(&mut [0; 1]) else { return false };
                 // An error says that a packet before was too large.
                 let sent = from.ip() == vip && listening.send_to(&answer, from).is_ok();
@@ -147,7 +149,7 @@ fn a_stray_is_dropped_where_it_belongs_and_never_sent_back() -> Result<()> {
         let lab = &cluster.lab;
         let at_holder = Capture::on(&[(lab.node(1), "eth0")])?;
         let outside = Capture::start(lab)?;
-        let stranger = udp(lab.outside(), lab.outside().ip(family), 0)?;
+        let stranger = udp(lab.outside(), lab.outside().ip(family))?;
         for port in [2048, 3071, 7168] {
             for _ in 0..5 {
                 stranger.send_to(b"anybody there?", SocketAddr::new(vip, port))?;

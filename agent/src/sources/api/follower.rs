@@ -131,11 +131,10 @@ impl Follower {
                 }
                 WatchEvent::Deleted(object) => {
                     let name = object.name_any();
-                    let rest = if self.watch.may_lose_label() {
-                        self.unlabelled(&name).await?
-                    } else {
-                        None
-                    };
+                    let mut rest = None;
+                    if self.watch.may_lose_label() {
+                        rest = self.unlabelled(&name).await?;
+                    }
                     *version = object.resource_version().unwrap_or_default();
                     match rest {
                         Some(data) => self.board.changed(self.watch, name, data),
