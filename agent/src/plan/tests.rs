@@ -19,7 +19,7 @@ use shared::{Block, PodIp, Vip};
 use self::damage::{Damage, damages};
 use self::kernel::{Fate, Kernel};
 use self::packet::{Connection, PODS_PORT};
-use self::world::{IN_CLUSTER, World, every_pod, in_pod_subnet, worlds};
+use self::world::{IN_CLUSTER, World, changes, every_pod, in_pod_subnet, worlds};
 use super::{Step, plan};
 use crate::routing::{Action, Decision, Family, PolicyRule, Route};
 use crate::unsure::{Unsure, Vouched};
@@ -315,8 +315,7 @@ proptest! {
 
     #[test]
     fn from_any_state_every_step_is_safe_and_the_plan_gets_there(
-        old in worlds(),
-        new in worlds(),
+        (old, new) in changes(),
         damage in damages(),
     ) {
         let mut kernel = in_between(&old, &new, &damage);
@@ -345,8 +344,7 @@ proptest! {
 
     #[test]
     fn a_step_that_fails_opens_no_leak_and_the_next_plan_repairs_it(
-        old in worlds(),
-        new in worlds(),
+        (old, new) in changes(),
         damage in damages(),
         at in any::<Index>(),
     ) {
@@ -363,8 +361,7 @@ proptest! {
 
     #[test]
     fn each_table_alone_lets_nothing_leak_between_two_worlds(
-        old in worlds(),
-        new in worlds(),
+        (old, new) in changes(),
         fails in option::weighted(0.3, any::<Index>()),
     ) {
         let kernel = in_between(&old, &new, &Damage::default());
@@ -434,8 +431,7 @@ proptest! {
 
     #[test]
     fn a_table_is_never_looked_up_without_its_backstop(
-        old in worlds(),
-        new in worlds(),
+        (old, new) in changes(),
         damage in damages(),
     ) {
         let ruleset = new.ruleset();
@@ -473,8 +469,7 @@ proptest! {
 
     #[test]
     fn an_agent_that_dies_between_two_steps_leaves_nothing_that_the_next_does_not_mend(
-        old in worlds(),
-        new in worlds(),
+        (old, new) in changes(),
         at in any::<prop::sample::Index>(),
     ) {
         let mut kernel = in_between(&old, &new, &Damage::default());

@@ -160,7 +160,11 @@ fn networks() -> impl Strategy<Value = ClusterNetworks> {
 }
 
 pub(super) fn worlds() -> impl Strategy<Value = World> {
-    let vip = || select(&VIPS).prop_map(|vip| vip.parse::<Vip>().unwrap());
+    // One of each family more often than others: where all the rest fits, too.
+    let vip = || {
+        let any = prop_oneof![2 => select(&VIPS), 2 => Just(VIPS[1]), 1 => Just(VIPS[4])];
+        any.prop_map(|vip| vip.parse::<Vip>().unwrap())
+    };
     let id = select(vec![1_u32, 2, 16, 17, 240]).prop_map(|id| RouteId::try_from(id).unwrap());
     let pod = select(&PODS).prop_map(|pod| pod.parse::<PodIp>().unwrap());
     let vip_of_pod = prop_oneof![1 => Just(None), 6 => vip().prop_map(Some)];
@@ -173,11 +177,12 @@ pub(super) fn worlds() -> impl Strategy<Value = World> {
         unsure,
     });
     let proven = || btree_set((1..=5_u32).prop_map(|n| Block::try_from(n).unwrap()), 0..6);
-    let blocks = (btree_map(vip(), blocks(), 0..4), btree_map(vip(), proven(), 0..6));
+    let blocks =
+        (btree_map(vip(), blocks(), 2..6), btree_map(vip(), proven(), 0..6), any::<bool>());
     (ids, pods, networks(), facts(), interface, vouched, blocks).prop_map(
-        |(vips, pods, networks, facts, interface, vouched, (blocks, proven))| {
+        |(vips, pods, networks, facts, interface, vouched, (blocks, proven, assumed))| {
             let blocks = blocks.into_iter().map(|(vip, of)| (vip, named(vip, of))).collect();
-            let proven = Proven::These(proven);
+            let proven = if assumed { Proven::Assumed } else { Proven::These(proven) };
             let node = "n1".to_owned();
             World {
                 mappings: Mappings::new(vips, pods, networks).0.with_blocks(blocks),
@@ -189,9 +194,23 @@ pub(super) fn worlds() -> impl Strategy<Value = World> {
     )
 }
 
+/// One world and the next: another one, or the same with other blocks.
+pub(super) fn changes() -> impl Strategy<Value = (World, World)> {
+    (worlds(), worlds(), any::<bool>()).prop_map(|(old, new, blocks_only)| {
+        if !blocks_only {
+            return (old, new);
+        }
+        let mappings = old.mappings.clone().with_blocks(new.mappings.blocks().clone());
+        let settings = Settings { proven: new.settings.proven, ..old.settings.clone() };
+        let new = World { mappings, settings, ..old.clone() };
+        (old, new)
+    })
+}
+
 /// Who has a block, and whether it is draining.
 fn blocks() -> impl Strategy<Value = BTreeMap<u32, (usize, bool)>> {
-    btree_map(1..=5_u32, (0..3_usize, any::<bool>()), 0..5)
+    let node = prop_oneof![3 => Just(0_usize), 1 => Just(1), 1 => Just(2)];
+    btree_map(1..=5_u32, (node, proptest::bool::weighted(0.3)), 0..6)
 }
 
 /// Where answers are passed on to, by node: the first is this one.
