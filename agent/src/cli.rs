@@ -144,10 +144,9 @@ pub struct Run {
         env = "CNI_RESULTS_DIR"
     )]
     pub cni_results_dir: String,
-    /// Drop new connections to outside of every pod on this node that has no VIP, until the controller
-    /// has said that none is for it. Pods that run when this begins go on.
+    /// Hold pods here until the controller has said that no VIP is for them.
     ///
-    /// Without it that is done only while a pod with a VIP is expected whose address is not known, and
+    /// That is, new connections of theirs to outside. Pods that run when this begins go on. Without it that is done only while a pod with a VIP is expected whose address is not known, and
     /// only to pods of which CNI plugins' results do not tell.
     #[arg(long, env = "STRICT_PODS")]
     pub strict_pods: bool,
@@ -155,8 +154,9 @@ pub struct Run {
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds,
           allow_negative_numbers = true, env = "UPDATE_INTERVAL")]
     pub update_interval: Duration,
-    /// Who is asked, before this node uses its blocks of VIPs on the direct path, whether answers come
-    /// back: an address that answers pings, one for each family. By default the default gateway.
+    /// Who is pinged to prove the direct path of VIPs; by default the gateway.
+    ///
+    /// One address for each family, before this node uses its blocks and now and then.
     #[arg(long, value_name = "ADDRESS,…", value_delimiter = ',', value_parser = target,
           env = "PROVE_WITH")]
     pub prove_with: Vec<IpAddr>,
