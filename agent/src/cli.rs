@@ -146,8 +146,9 @@ pub struct Run {
     pub cni_results_dir: String,
     /// Hold pods here until the controller has said that no VIP is for them.
     ///
-    /// That is, new connections of theirs to outside. Pods that run when this begins go on. Without it that is done only while a pod with a VIP is expected whose address is not known, and
-    /// only to pods of which CNI plugins' results do not tell.
+    /// That is, new connections of theirs to outside; pods that run when this begins go on.
+    ///
+    /// By default only while a pod with a VIP is expected, and only pods that CNI results do not tell of.
     #[arg(long, env = "STRICT_PODS")]
     pub strict_pods: bool,
     /// How often the whole kernel state is looked at, without any notice: seconds, as 5 or 5s.
