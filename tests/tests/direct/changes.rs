@@ -188,6 +188,10 @@ fn connections_finish_as_they_began_when_the_path_changes() -> Result<()> {
         // Without the object the VIP is on the path of the holder.
         cluster.mappings.remove_object(&blocks_of_vip(vip(family, 222).try_into()?))?;
     }
+    // All of them in blocks.
+    for pod in cluster.lab.pods() {
+        pod.set_sysctl("net/ipv4/ip_local_port_range", "20000 49000")?;
+    }
     cluster.start_agents()?;
     for family in Family::ALL {
         let vip = vip(family, 222);
