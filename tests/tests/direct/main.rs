@@ -5,6 +5,7 @@
 mod changes;
 mod exhausted;
 mod faults;
+mod flooded;
 mod moves;
 mod odd;
 mod proof;
