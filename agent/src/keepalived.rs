@@ -13,6 +13,7 @@ pub mod hearing;
 mod metrics;
 pub mod priority;
 mod process;
+mod readiness;
 pub mod render;
 mod state;
 mod supervisor;
@@ -35,7 +36,6 @@ use self::agent_health::{Verdict, watch_agent};
 use self::config::Settings;
 use self::hearing::Advert;
 pub use self::metrics::Metrics;
-use self::priority::Standing;
 use self::state::State;
 pub use self::supervisor::{Supervisor, SupervisorError};
 use self::tracked::Tracked;
@@ -104,8 +104,6 @@ impl Launcher {
                 settings.advert_interval,
             ),
             shortened: BTreeSet::new(),
-            // What is known of the agent is what was known before, when keepalived runs already.
-            standing: None,
             ear: ear.ok(),
             conntrack: Conntrack::open().map_err(KernelError::from)?,
             agent_answers,
@@ -121,8 +119,10 @@ impl Launcher {
             kernel,
         };
         work.look().await?;
+        work.stay();
+        // A keepalived that runs already goes by what was known of the agent before.
         if !work.supervisor.is_running() {
-            work.stand(Standing::Unhealthy);
+            work.state.hear_agent(false);
         }
         work.hear_agent(&verdict.borrow_and_update());
         let (mut look_at, mut read_at) = (Instant::now() + INTERVAL, Instant::now());

