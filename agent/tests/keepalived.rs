@@ -87,8 +87,8 @@ fn every_case_is_as_expected() {
         assert!(vips_in(&text).iter().eq(wanted.instances.keys()));
         let faults = wanted.faults.into_iter().map(|fault| fault + "\n").collect();
         let place = |(vip, instance): (&Vip, &Instance)| {
-            let [waits, holds] = [false, true].map(|holds| instance.place.adds(holds));
-            format!("{vip}: adds {waits}, {holds} while it is here\n")
+            let [waits, holds] = [false, true].map(|holds| instance.place.adds(holds, true));
+            format!("{vip}: adds {waits}, {holds} while it is here, if the agent is ready\n")
         };
         let places: String = wanted.instances.iter().map(place).collect();
         for (file, content) in
