@@ -13,6 +13,10 @@ const ARGUMENTS: [&str; 2] = ["--advert-interval-ms", "100"];
 const RATE: u32 = 200;
 /// How soon all traffic has to flow again on a crowded machine, TCP's back-off included.
 const SOON: Duration = Duration::from_secs(8);
+/// When what was heard of agents counts for all VIPs, and a little more.
+const COUNTS_FOR_ALL: Duration = Duration::from_secs(3);
+/// How much later one agent goes or comes back than another; long enough for VIPs to move.
+const APART: Duration = Duration::from_millis(700);
 
 /// Lets it happen to the holder while pods talk, and mends it; the VIPs move where they are to, and stay.
 fn survives(gateways: &mut Gateways, fault: Fault) -> Result<Vec<Outcome>> {
@@ -110,9 +114,6 @@ fn when_all_are_equally_bad_one_holds_and_nothing_flaps() -> Result<()> {
     }
     let holder = gateways.holder()?;
     let watch = gateways.watch(Family::V4, &[1, 2, 3], RATE)?;
-    let gained = |gateways: &mut Gateways| -> Result<f64> {
-        (1..=3).map(|node| gateways.launcher(node)?.metric("vips_gained_total")).sum()
-    };
     let before = gained(&mut gateways)?;
     assert!(!wait_until(Duration::from_secs(2), || gateways.holders().ok() != Some([holder; 2])));
     assert_eq!(gained(&mut gateways)?.to_bits(), before.to_bits());
@@ -130,6 +131,50 @@ fn when_all_are_equally_bad_one_holds_and_nothing_flaps() -> Result<()> {
     assert_eq!(gateways.cluster.lab.held(), [0, 0, 0], "nothing is left behind");
     gateways.launcher(3)?.start_again()?;
     gateways.await_holder(3)
+}
+
+#[test]
+fn agents_that_go_and_come_back_all_at_once_move_no_vip() -> Result<()> {
+    let mut gateways = Gateways::start(&ARGUMENTS)?;
+    let holder = gateways.holder()?;
+    gateways.await_settled()?;
+    let watch = gateways.watch(Family::V4, &[1, 2, 3], RATE)?;
+    let before = gained(&mut gateways)?;
+    let others = (1..=3).filter(|node| *node != holder).collect::<Vec<_>>();
+    let stays = |gateways: &Gateways, time| {
+        !wait_until(time, || gateways.holders().ok() != Some([holder; 2]))
+    };
+    // The order that is worst each time: the holder is the first that is bad, and the last that is good.
+    gateways.cluster.agent(holder)?.kill(Signal::SIGKILL)?;
+    assert!(stays(&gateways, APART));
+    for node in &others {
+        gateways.cluster.agent(*node)?.kill(Signal::SIGKILL)?;
+    }
+    for node in 1..=3 {
+        let launcher = gateways.launcher(node)?;
+        assert!(wait_until(SOON, || launcher.metric("agent_ready").is_ok_and(|ready| ready < 0.5)));
+    }
+    assert!(stays(&gateways, COUNTS_FOR_ALL));
+    gateways.cluster.start_agents()?;
+    gateways.cluster.agent(holder)?.kill(Signal::SIGSTOP)?;
+    for node in &others {
+        let launcher = gateways.launcher(*node)?;
+        assert!(wait_until(SOON, || launcher.metric("agent_ready").is_ok_and(|ready| ready > 0.5)));
+    }
+    assert!(stays(&gateways, APART));
+    gateways.cluster.agent(holder)?.kill(Signal::SIGCONT)?;
+    gateways.await_settled()?;
+    assert!(stays(&gateways, COUNTS_FOR_ALL));
+    assert_eq!(gained(&mut gateways)?.to_bits(), before.to_bits());
+    let outcome = watch.finish()?;
+    outcome.is_clean()?;
+    assert_eq!(outcome.lost(), 0);
+    Ok(())
+}
+
+/// How often VIPs came to any node.
+fn gained(gateways: &mut Gateways) -> Result<f64> {
+    (1..=3).map(|node| gateways.launcher(node)?.metric("vips_gained_total")).sum()
 }
 
 #[test]
