@@ -20,8 +20,8 @@ use crate::wait::wait_until;
 
 /// The port of the launcher's `/healthz`, `/readyz` and `/metrics`.
 const PORT: u16 = 9799;
-/// What the place of a candidate that holds a VIP adds, at least.
-const LEAST_OF_HOLDER: i16 = 71;
+/// What the place of a candidate that holds a VIP adds, at least, while its agent is ready; more than any other place.
+const LEAST_OF_HOLDER: i16 = 197;
 const ENDED_WITHIN: Duration = Duration::from_secs(15);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
