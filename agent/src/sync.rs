@@ -5,9 +5,9 @@
 //! change of one pod costs one walk over memory and one transaction.
 
 mod memory;
+mod why;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::time::Instant;
 
 use shared::mappings::{Change, Incomplete};
@@ -15,6 +15,7 @@ use shared::{Block, MappingsStore, Vip};
 use tracing::{debug, error, info, warn};
 
 use self::memory::Memory;
+pub use self::why::Why;
 use crate::desired::{Note, Settings, desired, ruleset_input};
 use crate::direct::{DirectVip, Proven};
 use crate::kernel::notifications::Notice;
@@ -26,39 +27,6 @@ use crate::port_use::Destination;
 use crate::routing::Foreign;
 use crate::ruleset::{Input, Ruleset};
 use crate::unsure::{Assigned, Strict, Unsure, Vouched, Waiting};
-
-/// Why the kernel is looked at, the most telling reason of all that have come up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Why {
-    /// Time has passed.
-    Interval,
-    /// Something of ours was changed by somebody else.
-    Stranger,
-    /// An attempt has failed.
-    Retry,
-    /// An address, a device or a network of the node has changed.
-    Node,
-    /// It was proven that answers come back, or no longer; or ports have run out, or no longer.
-    Proofs,
-    /// The mappings have changed.
-    Mappings,
-    /// The agent has started.
-    Start,
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Interval => "found at a regular look",
-            Self::Stranger => "changed by somebody else",
-            Self::Retry => "tried again",
-            Self::Node => "the node changed",
-            Self::Proofs => "another path is to be taken",
-            Self::Mappings => "mappings changed",
-            Self::Start => "agent started",
-        })
-    }
-}
 
 /// Why the kernel does not hold all that is desired.
 #[derive(Debug, thiserror::Error)]
@@ -264,18 +232,7 @@ impl Sync {
     /// Takes in that something has changed in the kernel.
     pub fn notice(&mut self, notice: &Notice) {
         self.memory.doubt(notice);
-        self.why = self.why.max(match notice {
-            Notice::Address { .. }
-            | Notice::Networks
-            | Notice::Routed { .. }
-            | Notice::Link { .. }
-            | Notice::LinkGone { .. } => Why::Node,
-            Notice::Routing
-            | Notice::NetConf { .. }
-            | Notice::Nftables { .. }
-            | Notice::Elements { .. } => Why::Stranger,
-            Notice::Overrun => Why::Interval,
-        });
+        self.why = self.why.max(Why::of(notice));
     }
 
     /// Has everything looked at again that can be looked at cheaply.
