@@ -2,9 +2,13 @@
 //! whichever step fails, and the plan gets there.
 
 mod damage;
+mod fates;
 mod kernel;
 mod packet;
 mod shortcuts;
+mod table;
+mod tolerance;
+mod words;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,16 +17,15 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestCaseError;
-use shared::block::HOLDERS_PORTS;
-use shared::{Block, PodIp, Vip};
+use shared::PodIp;
 
 use self::damage::{Damage, damages};
-use self::kernel::{Fate, Kernel};
-use self::packet::{Connection, PODS_PORT};
-use self::world::{IN_CLUSTER, World, changes, every_pod, in_pod_subnet, worlds};
+use self::fates::{check_fates, check_forgotten};
+use self::kernel::Kernel;
+use self::tolerance::Tolerance;
+use self::world::{World, changes, every_pod, worlds};
 use super::{Step, plan};
-use crate::routing::{Action, Decision, Family, PolicyRule, Route};
-use crate::unsure::{Unsure, Vouched};
+use crate::routing::{Action, Family, PolicyRule, Route};
 
 const LOCAL: &str = "veth";
 const UPLINK: &str = "eth0";
@@ -40,209 +43,6 @@ fn settled(world: &World) -> Kernel {
         kernel.apply(&step).unwrap();
     }
     kernel
-}
-
-/// What may become of packets between two worlds.
-struct Tolerance<'a> {
-    old: Option<&'a World>,
-    new: &'a World,
-    /// What the maps said before the plan: strangers may have changed it.
-    start: BTreeMap<PodIp, Option<Vip>>,
-    /// The agent has not restarted since the old world.
-    remembers: bool,
-    /// No step fails, so that what comes for a connection here is never passed on to another node.
-    answers: bool,
-}
-
-impl<'a> Tolerance<'a> {
-    /// `start` is the kernel before the plan.
-    fn between(old: &'a World, new: &'a World, start: &Kernel) -> Self {
-        let remembers = start.places.is_some();
-        Self { old: Some(old), new, start: start.pods.vips.clone(), remembers, answers: true }
-    }
-
-    fn worlds(&self) -> impl Iterator<Item = &World> {
-        self.old.into_iter().chain([self.new])
-    }
-
-    fn knows(&self, vip: Vip) -> bool {
-        self.worlds().any(|world| world.mappings.vips().contains_key(&vip))
-    }
-
-    /// A port that is nobody else's.
-    fn may_have(&self, vip: Vip, port: u16) -> bool {
-        let is_holders = |world: &World| world.mappings.vips().contains_key(&vip);
-        self.worlds().any(|world| match world.direct(vip) {
-            Some(direct) => match Block::of_port(port) {
-                Some(block) => direct.own.contains(&block),
-                None => HOLDERS_PORTS.contains(&port),
-            },
-            None => is_holders(world),
-        })
-    }
-
-    fn first(&self, pod: PodIp, fate: Fate) -> bool {
-        match fate {
-            Fate::Dropped => true,
-            Fate::ToHolder(vip) => self.knows(vip),
-            Fate::LeavesWith(vip, port) => {
-                let maps = self.worlds().map(|world| world.mappings.pods()).chain([&self.start]);
-                maps.into_iter().any(|pods| pods.get(&pod) == Some(&Some(vip)))
-                    && self.may_have(vip, port)
-            }
-            Fate::NodeAddress => {
-                self.old.is_none()
-                    || self.worlds().any(|world| !world.mappings.pods().contains_key(&pod))
-            }
-            Fate::PodAddress => false,
-        }
-    }
-
-    fn bound(&self, connection: Connection, fate: Fate) -> bool {
-        match fate {
-            Fate::Dropped => true,
-            Fate::ToHolder(vip) => self.knows(vip),
-            Fate::LeavesWith(vip, port) => {
-                connection.source == Some(vip.addr()) && self.may_have(vip, port)
-            }
-            Fate::NodeAddress | Fate::PodAddress => false,
-        }
-    }
-
-    fn check(&self, kernel: &Kernel, after: &str) -> Result<(), TestCaseError> {
-        for pod in every_pod() {
-            for iif in [LOCAL, UPLINK] {
-                let fate = kernel.first_packet(pod, iif);
-                prop_assert!(self.first(pod, fate), "{pod} over {iif}: {fate:?} after {after}");
-            }
-        }
-        // By a connection's mark alone nobody can tell whose it is: when its VIP is gone, it is held
-        // as one that comes from a pod subnet.
-        let subnets: Vec<_> =
-            self.worlds().map(|world| world.mappings.networks().pod_subnets()).collect();
-        let covered = |pod: PodIp| {
-            subnets.iter().all(|nets| nets.iter().any(|net| net.contains(&pod.addr())))
-        };
-        let bound = |connection: &&Connection| {
-            connection.mark & kernel.marks.mask() != 0 && covered(connection.pod)
-        };
-        for connection in kernel.connections.iter().filter(bound) {
-            let fate = kernel.next_packet(*connection);
-            prop_assert!(self.bound(*connection, fate), "{connection:?}: {fate:?} after {after}");
-            if let (Fate::LeavesWith(vip, port), Some((_, Decision::Direct)), true) =
-                (fate, kernel.marks.id_of(connection.mark), self.answers)
-            {
-                let to = kernel.passed_on(vip, port);
-                prop_assert_eq!(to, None, "answers to {:?} after {}", connection, after);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Every packet has exactly the fate that its pod's mapping asks for.
-fn check_fates(kernel: &Kernel, world: &World) -> Result<(), TestCaseError> {
-    for pod in every_pod() {
-        let mapped = world.mappings.pods().contains_key(&pod);
-        let vip = world.usable_vip(pod);
-        let here = vip.is_some_and(|vip| world.facts.holds(vip));
-        let in_subnet = in_pod_subnet(pod) && !world.mappings.networks().pod_subnets().is_empty();
-        let Vouched { known, unsure } = &world.vouched;
-        let unknown = in_subnet && *unsure != Unsure::No && !known.contains(&pod);
-        let direct = vip.and_then(|vip| world.direct(vip));
-        let open = direct.as_ref().map(|direct| &direct.open).filter(|open| !open.is_empty());
-        let has_holders = |port: u16| match direct {
-            Some(_) => HOLDERS_PORTS.contains(&port),
-            None => port == PODS_PORT,
-        };
-        let wanted = match vip {
-            _ if !mapped && unknown => Fate::Dropped,
-            _ if !mapped => Fate::NodeAddress,
-            Some(vip) if here => Fate::LeavesWith(vip, PODS_PORT),
-            Some(vip) if world.uplink(vip).is_some() => Fate::ToHolder(vip),
-            _ => Fate::Dropped,
-        };
-        for _ in 0..4 {
-            let fate = kernel.first_packet(pod, LOCAL);
-            let is_right = match (fate, open) {
-                (Fate::LeavesWith(with, port), Some(open)) => {
-                    vip == Some(with)
-                        && Block::of_port(port).is_some_and(|block| open.contains(&block))
-                }
-                (Fate::LeavesWith(with, port), None) => {
-                    wanted == Fate::LeavesWith(with, PODS_PORT) && has_holders(port)
-                }
-                _ => fate == wanted && open.is_none(),
-            };
-            prop_assert!(is_right, "{pod}: {fate:?}, not {wanted:?} or by {open:?}");
-        }
-        for uplink in world.mappings.vips().keys().filter_map(|vip| world.uplink(*vip)) {
-            let wanted = match vip {
-                Some(vip) if here => Fate::LeavesWith(vip, PODS_PORT),
-                _ if mapped => Fate::Dropped,
-                _ if in_subnet => Fate::Dropped,
-                _ => Fate::NodeAddress,
-            };
-            let fate = match kernel.first_packet(pod, &uplink) {
-                Fate::LeavesWith(with, port) if has_holders(port) => {
-                    Fate::LeavesWith(with, PODS_PORT)
-                }
-                fate => fate,
-            };
-            prop_assert_eq!(fate, wanted, "{} over {}", pod, uplink);
-        }
-        let inside = IN_CLUSTER[usize::from(!pod.is_ipv4())].parse().unwrap();
-        if world.mappings.networks().pod_subnets().iter().any(|net| net.contains(&inside)) {
-            let first = Connection::new(pod, true);
-            let (fate, after) = kernel.send(first, true, inside, LOCAL);
-            prop_assert_eq!((fate, after.mark), (Fate::NodeAddress, 0), "{} inside", pod);
-        }
-    }
-    check_answers(kernel, world)
-}
-
-/// What comes for a block is passed on to the node that has it, and nothing else is.
-fn check_answers(kernel: &Kernel, world: &World) -> Result<(), TestCaseError> {
-    for vip in world.mappings.vips().keys() {
-        let direct = world.direct(*vip).unwrap_or_default();
-        for port in [1023, 1024, 2047, 2048, 3500, 5119, 5120, 49_151, 49_152, 65_535] {
-            let block = Block::of_port(port).filter(|_| direct.uplink.is_some());
-            let wanted = block.and_then(|block| direct.others.get(&block)).copied();
-            prop_assert_eq!(kernel.passed_on(*vip, port), wanted, "{} port {}", vip, port);
-        }
-    }
-    Ok(())
-}
-
-/// Whoever sends without sessions from before its pod was mapped is decided anew, and so is what
-/// was decided for where a VIP no longer is.
-fn check_forgotten(kernel: &Kernel, tolerance: &Tolerance<'_>) -> Result<(), TestCaseError> {
-    let wanted = tolerance.new.mappings.pods();
-    for connection in kernel.connections.iter().filter(|connection| !connection.session) {
-        let pod = &connection.pod;
-        // What a stranger has mapped is the stranger's to forget.
-        let newly_mapped = wanted.contains_key(pod) && wanted.get(pod) != tolerance.start.get(pod);
-        let unbound = connection.mark & kernel.marks.mask() == 0;
-        prop_assert!(!(newly_mapped && unbound), "{connection:?} was not forgotten");
-    }
-    for connection in &kernel.connections {
-        let Some((id, decision)) = kernel.marks.id_of(connection.mark) else { continue };
-        let new = tolerance.new;
-        let vip = new.mappings.vips().iter().find(|(_, of)| **of == id).map(|(vip, _)| *vip);
-        let block = connection.port.and_then(Block::of_port);
-        let direct = vip.and_then(|vip| new.direct(vip)).unwrap_or_default();
-        let holds = vip.is_some_and(|vip| match decision {
-            Decision::Here => new.facts.holds(vip),
-            Decision::Away => !new.facts.holds(vip),
-            Decision::Direct => block.is_some_and(|block| direct.own.contains(&block)),
-        });
-        // After a restart nobody knows whose VIP it was; the guard drops what is wrong.
-        let as_translated = decision == Decision::Away
-            || !tolerance.remembers
-            || connection.source == vip.map(Vip::addr);
-        prop_assert!(holds && as_translated, "{connection:?} is bound to what is no longer so");
-    }
-    Ok(())
 }
 
 /// Takes all steps but the one that fails and those that have to wait for it, as `sync` does, and

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use shared::Vip;
 
-use super::kernel::{Kernel, ModelRule, ModelTable};
+use super::kernel::Kernel;
+use super::table::{ModelRule, ModelTable};
 use super::world::every_pod;
 use crate::kernel_state::SeenHook;
 use crate::pod_tables::{PodSet, PodStray};
