@@ -10,25 +10,25 @@ pub mod aggregate;
 mod blocks;
 mod configmaps;
 pub mod patch;
+mod requests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use shared::config_map::{
     self, NODE_LABEL, PODS_OF_NODE_PREFIX, VipBlocks, blocks_of_vip, pods_of_node,
 };
 use shared::mappings::Expected;
 use shared::{ClusterNetworks, PodIp, RouteId, Vip};
-use tokio::time::{Instant, timeout};
-use tracing::{debug, info};
+use tokio::time::Instant;
+use tracing::info;
 
 use self::aggregate::{TRUNCATED, aggregate};
 pub use self::blocks::PublishedBlocks;
 pub use self::configmaps::{ConfigMaps, is_report, matters};
-use self::patch::{Change, Desired, MANAGED_BY, Scope, change};
+use self::patch::{Desired, MANAGED_BY, Scope};
+use self::requests::{Task, task};
 use crate::blocks::Wanted as Blocks;
 use crate::leader::Leadership;
 use crate::metrics::{Metrics, Written};
@@ -37,10 +37,6 @@ use crate::watch::objects::ConfigMapObject;
 
 /// Under which name the API server notes what this program wrote.
 pub const FIELD_MANAGER: &str = "egress-mapper";
-/// How many requests are under way at once.
-const AT_ONCE: usize = 8;
-/// How long a request may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// The least time between two writes of the object with all pods.
 const AGGREGATE_EVERY: Duration = Duration::from_secs(1);
 /// How long the empty object of a node that is gone stays: agents keep the last content of an
@@ -121,23 +117,6 @@ struct Due {
     at: Instant,
     /// Something has changed that it does not show yet.
     pending: bool,
-}
-
-/// One object and what is to be done with it.
-struct Task {
-    name: String,
-    kind: Written,
-    change: Change,
-    present: Option<(Option<String>, Option<String>)>,
-}
-
-impl Task {
-    fn new(name: String, kind: Written, change: Change, observed: &ConfigMaps) -> Self {
-        let present = observed
-            .get(&name)
-            .map(|object| (object.metadata.uid.clone(), object.metadata.resource_version.clone()));
-        Self { name, kind, change, present }
-    }
 }
 
 impl Publisher {
@@ -326,128 +305,6 @@ impl Publisher {
         let burial = self.gone.values().min().map(|since| *since + KEEP_EMPTY);
         Ok(aggregate.into_iter().chain(burial).min())
     }
-
-    async fn delete(&self, name: &str, observed: &mut ConfigMaps) -> Result<(), PublishError> {
-        let Some(object) = observed.get(name) else { return Ok(()) };
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: object.metadata.uid.clone(),
-            resource_version: object.metadata.resource_version.clone(),
-        });
-        let outcome = self.send(name, self.objects.delete(name, &params)).await;
-        if outcome.is_ok() {
-            observed.deleted(name);
-        }
-        outcome.map(drop)
-    }
-
-    /// Does all, some at once, and says what went wrong first.
-    async fn carry_out(
-        &self,
-        tasks: Vec<Task>,
-        observed: &mut ConfigMaps,
-    ) -> Result<(), PublishError> {
-        let mut outcomes =
-            stream::iter(tasks).map(|task| self.carry_out_one(task)).buffer_unordered(AT_ONCE);
-        let mut first = Ok(());
-        while let Some((name, outcome)) = outcomes.next().await {
-            match outcome {
-                Ok(object) => observed.written(object),
-                Err(error) => {
-                    debug!("{error}");
-                    if matches!(error, PublishError::Missing { .. }) {
-                        observed.deleted(&name);
-                    }
-                    first = first.and(Err(error));
-                }
-            }
-        }
-        first
-    }
-
-    async fn carry_out_one(&self, task: Task) -> (String, Result<ConfigMapObject, PublishError>) {
-        let Task { name, kind, change, present } = task;
-        let (bytes, outcome) = match change {
-            Change::Create(object) => {
-                let bytes = serde_json::to_vec(&object).map_or(0, |text| text.len());
-                (bytes, self.create(&name, &object).await)
-            }
-            Change::Patch(patch) => {
-                let bytes = patch.to_string().len();
-                let params = PatchParams {
-                    field_manager: Some(FIELD_MANAGER.to_owned()),
-                    ..PatchParams::default()
-                };
-                let patch = Patch::Merge(patch);
-                (bytes, self.send(&name, self.objects.patch(&name, &params, &patch)).await)
-            }
-            Change::Recreate => {
-                let (uid, resource_version) = present.unwrap_or_default();
-                let preconditions = Preconditions { uid, resource_version };
-                let params = DeleteParams::default().preconditions(preconditions);
-                let deleted = self.send(&name, self.objects.delete(&name, &params)).await;
-                // The watch shows that it is gone, and the next pass makes it.
-                let next = PublishError::Outdated { object: name.clone() };
-                (0, deleted.and(Err(next)))
-            }
-        };
-        match &outcome {
-            Ok(_) => {
-                info!(bytes, "wrote {name}");
-                self.metrics.wrote(kind, bytes);
-            }
-            // Nothing is wrong: the next pass sees what it is now.
-            Err(
-                PublishError::Outdated { .. }
-                | PublishError::Missing { .. }
-                | PublishError::NotLeading,
-            ) => {}
-            Err(_) => self.metrics.failed(kind),
-        }
-        (name, outcome)
-    }
-
-    async fn create(
-        &self,
-        name: &str,
-        object: &ConfigMapObject,
-    ) -> Result<ConfigMapObject, PublishError> {
-        let params =
-            PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        self.send(name, self.objects.create(&params, object)).await
-    }
-
-    /// The answer to a request that only a leader may make.
-    async fn send<T>(
-        &self,
-        name: &str,
-        request: impl Future<Output = Result<T, kube::Error>>,
-    ) -> Result<T, PublishError> {
-        let object = name.to_owned();
-        match self.leadership.during(timeout(PATIENCE, request)).await {
-            None => Err(PublishError::NotLeading),
-            Some(Err(_)) => Err(PublishError::NoAnswer { object }),
-            Some(Ok(Err(kube::Error::Api(status)))) if status.code == 404 => {
-                Err(PublishError::Missing { object })
-            }
-            Some(Ok(Err(kube::Error::Api(status)))) if status.code == 409 => {
-                Err(PublishError::Outdated { object })
-            }
-            Some(Ok(Err(source))) => Err(PublishError::Write { object, source }),
-            Some(Ok(Ok(answer))) => Ok(answer),
-        }
-    }
-}
-
-fn task(
-    name: &str,
-    kind: Written,
-    desired: &Desired,
-    observed: &ConfigMaps,
-    scope: Scope,
-) -> Option<Task> {
-    let present = observed.get(name);
-    let change = change(name, desired, present, scope)?;
-    Some(Task::new(name.to_owned(), kind, change, observed))
 }
 
 fn labels(node: Option<&str>) -> BTreeMap<String, Option<String>> {
