@@ -11,3 +11,4 @@ mod odd;
 mod proof;
 mod scene;
 mod still;
+mod trace;
