@@ -12,3 +12,4 @@ mod proof;
 mod scene;
 mod still;
 mod trace;
+mod via_holder;
