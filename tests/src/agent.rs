@@ -55,6 +55,11 @@ impl Agent {
         Self::start_logging("debug", node, mappings, arguments)
     }
 
+    /// As [`Agent::start`], but it is not told the uplink of VIPs: it finds each by itself.
+    pub fn start_finding_uplinks(node: &Host, mappings: &Path, arguments: &[&str]) -> Result<Self> {
+        Self::launch("debug", node, Self::reading(node, mappings, arguments)?)
+    }
+
     /// As [`Agent::start`], logging at that level where `RUST_LOG` does not say otherwise.
     pub fn start_logging(
         level: &str,
@@ -62,13 +67,16 @@ impl Agent {
         mappings: &Path,
         arguments: &[&str],
     ) -> Result<Self> {
-        let mut command = Command::new(Self::program()?);
-        command
-            .arg("--mappings-dir")
-            .arg(mappings)
-            .args(["--interface", "eth0", "--node-name", &node.name])
-            .args(arguments);
+        let mut command = Self::reading(node, mappings, arguments)?;
+        command.args(["--interface", "eth0"]);
         Self::launch(level, node, command)
+    }
+
+    fn reading(node: &Host, mappings: &Path, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(Self::program()?);
+        command.arg("--mappings-dir").arg(mappings).args(["--node-name", &node.name]);
+        command.args(arguments);
+        Ok(command)
     }
 
     /// Starts an agent as in a pod on that node, with these arguments; it reads the API server.

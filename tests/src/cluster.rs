@@ -28,6 +28,8 @@ pub struct Cluster {
     pub mappings: MappingsDir,
     /// What further arguments agents are started with.
     pub arguments: Vec<&'static str>,
+    /// Agents find the uplink of each VIP by themselves, instead of being told `eth0`.
+    pub find_uplinks: bool,
     /// The machines.
     pub lab: Lab,
 }
@@ -52,7 +54,8 @@ impl Cluster {
             .map(|host| Ok((UdpServer::start(host, port)?, TcpServer::start(host, port)?)))
             .collect::<Result<_>>()?;
         let (agents, arguments) = (BTreeMap::new(), Vec::new());
-        Ok(Self { agents, servers, mappings: MappingsDir::of(&lab)?, arguments, lab })
+        let mappings = MappingsDir::of(&lab)?;
+        Ok(Self { agents, servers, mappings, arguments, find_uplinks: false, lab })
     }
 
     /// Starts the agent of a node and waits until it is ready.
@@ -71,7 +74,8 @@ impl Cluster {
     }
 
     fn launch(&self, node: usize) -> Result<Agent> {
-        Agent::start(self.lab.node(node), self.mappings.path(), &self.arguments)
+        let start = if self.find_uplinks { Agent::start_finding_uplinks } else { Agent::start };
+        start(self.lab.node(node), self.mappings.path(), &self.arguments)
     }
 
     /// The agent of a node.

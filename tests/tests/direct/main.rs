@@ -12,4 +12,5 @@ mod proof;
 mod scene;
 mod still;
 mod trace;
+mod two_networks;
 mod via_holder;
