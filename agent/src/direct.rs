@@ -66,9 +66,13 @@ pub struct DirectVip {
 pub enum Hindrance {
     #[error("--mark-mask leaves no bit for the direct path; give it ten bits, as in 0x000030ff")]
     NoMarkBit,
-    #[error("this node has no interface in the VIP's network")]
+    #[error(
+        "no interface of this node is in the VIP's network: its pods are held while it is elsewhere"
+    )]
     NoUplink,
-    #[error("answers are to be passed on to {0}, which is not an address of this node")]
+    #[error(
+        "answers are to be passed on to {0}, which is not an address of this node in the VIP's network"
+    )]
     NotThisNode(IpAddr),
     #[error("it is not proven that answers come back")]
     NotProven,

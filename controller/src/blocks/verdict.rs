@@ -183,8 +183,8 @@ impl Round<'_> {
                  on: pods there leave over the holder; run its pods on other nodes"
             ),
             _ => format!(
-                "{who} {with_whys} cannot use the ports: pods there leave over the holder; see that the \
-                 network lets addresses pass that are not the sender's, or choose path ViaHolder"
+                "{who} {with_whys} cannot use the ports: pods there leave over the holder if they reach it; \
+                 see that the network lets addresses pass that are not the sender's, or choose path ViaHolder"
             ),
         }
     }
