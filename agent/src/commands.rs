@@ -9,19 +9,15 @@ mod counters;
 mod origin;
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{self, ExitCode, Stdio};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::errno::Errno;
 use prometheus_client::registry::Registry;
+use shared::process::{Aside, ProcessError, runtime, stop_on_signals};
 use shared::telemetry::{self, Health, LogsError, Page, ServeError};
-use tokio::net::TcpListener;
-use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -73,8 +69,6 @@ enum Refusal {
         "no VIPs: name them with --services-configmap NAMESPACE/vip-configmap or --mappings-dir"
     )]
     NoVips,
-    #[error("cannot listen on {addr} ({why}); choose another address or port with --listen")]
-    Port { addr: SocketAddr, why: std::io::Error },
     #[error(
         "--strict-pods needs CNI plugins' results, which tell which pods are on this node; name their \
          directory with --cni-results-dir"
@@ -109,7 +103,7 @@ fn code(error: &anyhow::Error) -> u8 {
         match refusal {
             Refusal::NoSource | Refusal::NoVips | Refusal::NoResults => USAGE,
             Refusal::NoCapability(_) => NO_PERMISSION,
-            Refusal::NoNft { .. } | Refusal::Port { .. } => UNAVAILABLE,
+            Refusal::NoNft { .. } => UNAVAILABLE,
             Refusal::Interface(_) => CONFIGURATION,
             Refusal::NotCleanedUp { .. } => SOFTWARE,
         }
@@ -117,7 +111,9 @@ fn code(error: &anyhow::Error) -> u8 {
         USAGE
     } else if error.is::<SourceError>() || error.is::<ApiServerError>() {
         CONFIGURATION
-    } else if error.is::<ServeError>() {
+    } else if error.is::<ServeError>()
+        || matches!(error.downcast_ref(), Some(ProcessError::Serve(_)))
+    {
         UNAVAILABLE
     } else {
         SOFTWARE
@@ -253,16 +249,13 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
     let origin = Origin::open(directory, api_server.as_ref(), &node, &mut registry)?;
     let results = Some(cli.run.cni_results_dir.as_str()).filter(|path| !path.is_empty());
     let results = results.map(|path| (path, ResultMetrics::register(&mut registry)));
-    let listener = telemetry::listen(cli.run.listen).await.map_err(|error| match error {
-        ServeError::Listen { addr, source } => Refusal::Port { addr, why: source }.into(),
-        error @ ServeError::Serve(_) => anyhow::Error::from(error),
-    })?;
+    let listener = telemetry::listen(cli.run.listen).await?;
 
     let direct = DirectMetrics::register(&mut registry);
     registry.register_collector(Box::new(KernelCounters::of(cli.kernel.tables())));
     let health = Health::new(STUCK_AFTER);
     let shutdown = CancellationToken::new();
-    let server = serve_aside(listener, registry, health.clone(), Vec::new(), shutdown.clone())?;
+    let server = Aside::start(listener, registry, health.clone(), Vec::new(), shutdown.clone())?;
     stop_on_signals(&shutdown)?;
 
     let span = info_span!("agent", node);
@@ -292,9 +285,7 @@ async fn run(cli: &Cli, settings: Settings) -> anyhow::Result<()> {
     let outcome = agent.run(shutdown.clone()).await;
     shutdown.cancel();
     outcome.map_err(missing_capability)?;
-    server
-        .join()
-        .map_err(|_| anyhow::anyhow!("the server of probes and metrics has panicked"))??;
+    server.ended()?;
     if uninstalled(api_server.as_ref(), &cli.run.daemon_set).await {
         return clean_up(cli, settings).await;
     }
@@ -307,16 +298,13 @@ async fn keepalived(options: &Keepalived) -> anyhow::Result<()> {
     let span = info_span!("keepalived", node = settings.node);
     let mut registry = Registry::default();
     let source = origin::of_vips(options, &settings.node, &mut registry).await?;
-    let listener = telemetry::listen(options.listen).await.map_err(|error| match error {
-        ServeError::Listen { addr, source } => Refusal::Port { addr, why: source }.into(),
-        error @ ServeError::Serve(_) => anyhow::Error::from(error),
-    })?;
+    let listener = telemetry::listen(options.listen).await?;
     let health = Health::new(STUCK_AFTER);
     let metrics = LauncherMetrics::register(&mut registry);
     let shutdown = CancellationToken::new();
     let (conflicts, text) = watch::channel(String::new());
     let pages = vec![Page { path: CONFLICTS_PATH, text }];
-    let server = serve_aside(listener, registry, health.clone(), pages, shutdown.clone())?;
+    let server = Aside::start(listener, registry, health.clone(), pages, shutdown.clone())?;
     stop_on_signals(&shutdown)?;
     let launcher = Launcher {
         conflicts,
@@ -337,9 +325,7 @@ async fn keepalived(options: &Keepalived) -> anyhow::Result<()> {
         LauncherError::Kernel(error) => missing_capability(error),
         error @ LauncherError::Files(_) => error.into(),
     })?;
-    server
-        .join()
-        .map_err(|_| anyhow::anyhow!("the server of probes and metrics has panicked"))??;
+    server.ended()?;
     info!("stopped");
     Ok(())
 }
@@ -372,41 +358,4 @@ async fn uninstalled(server: Option<&ApiServer>, daemon_set: &str) -> bool {
             false
         }
     }
-}
-
-/// On a thread of its own: a probe must not wait for a synchronisation.
-fn serve_aside(
-    listener: TcpListener,
-    registry: Registry,
-    health: Health,
-    pages: Vec<Page>,
-    shutdown: CancellationToken,
-) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
-    let listener = listener.into_std().context("cannot hand over the port")?;
-    let serve = move || {
-        let runtime = runtime()?;
-        runtime.block_on(async {
-            let listener = TcpListener::from_std(listener).context("cannot take over the port")?;
-            Ok(telemetry::serve_with(listener, registry, health, pages, shutdown).await?)
-        })
-    };
-    let thread = thread::Builder::new().name("probes".to_owned());
-    thread.spawn(serve).context("cannot start a thread")
-}
-
-fn runtime() -> anyhow::Result<Runtime> {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().context("cannot start a runtime")
-}
-
-fn stop_on_signals(shutdown: &CancellationToken) -> anyhow::Result<()> {
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let mut signals = signal(kind).context("cannot listen to signals")?;
-        let shutdown = shutdown.clone();
-        tokio::spawn(async move {
-            signals.recv().await;
-            shutdown.cancel();
-        });
-    }
-    Ok(())
 }

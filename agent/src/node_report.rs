@@ -276,7 +276,7 @@ fn is_urgent(written: Option<&NodeReport>, report: &NodeReport) -> bool {
 mod tests {
     use prometheus_client::registry::Registry;
     use shared::VipPath;
-    use shared::telemetry::{Health, Page, listen, serve_with};
+    use shared::telemetry::{Health, Page, listen, serve};
     use tokio_util::sync::CancellationToken;
 
     use super::*;
@@ -324,7 +324,7 @@ mod tests {
         let health = Health::new(Duration::from_mins(1));
         let shutdown = CancellationToken::new();
         let registry = Registry::default();
-        tokio::spawn(serve_with(listener, registry, health, pages, shutdown.clone()));
+        tokio::spawn(serve(listener, registry, health, pages, shutdown.clone()));
         let (sender, mut known) = watch::channel(Conflicts::new());
         tokio::spawn(watch_conflicts(addr, sender));
         let seen = known.wait_for(|known| !known.is_empty()).await.unwrap().clone();

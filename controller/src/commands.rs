@@ -5,18 +5,14 @@
 //! 78 no configuration says where the API server is, 70 anything else.
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context;
 use kube::{Client, Config};
 use prometheus_client::registry::Registry;
+use shared::process::{Aside, ProcessError, runtime, stop_on_signals};
 use shared::telemetry::{self, Health, LogsError, ServeError};
-use tokio::net::TcpListener;
-use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -31,8 +27,6 @@ const STUCK_AFTER: Duration = Duration::from_mins(1);
 /// Why the program cannot run at all.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error("cannot listen on {addr} ({why}); choose another address or port with --listen")]
-    Port { addr: SocketAddr, why: std::io::Error },
     #[error(
         "cannot find an API server ({0}); run in a pod with a service account, or set KUBECONFIG"
     )]
@@ -58,12 +52,13 @@ fn code(error: &anyhow::Error) -> u8 {
     const CONFIGURATION: u8 = 78;
     if let Some(refusal) = error.downcast_ref::<Refusal>() {
         match refusal {
-            Refusal::Port { .. } => UNAVAILABLE,
             Refusal::NoServer(_) => CONFIGURATION,
         }
     } else if error.is::<InvalidTerms>() || error.is::<LogsError>() {
         USAGE
-    } else if error.is::<ServeError>() {
+    } else if error.is::<ServeError>()
+        || matches!(error.downcast_ref(), Some(ProcessError::Serve(_)))
+    {
         UNAVAILABLE
     } else {
         SOFTWARE
@@ -82,15 +77,12 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
 async fn run(cli: &Cli) -> anyhow::Result<()> {
     let terms = cli.lease.terms()?;
     let client = client().await?;
-    let listener = telemetry::listen(cli.listen).await.map_err(|error| match error {
-        ServeError::Listen { addr, source } => Refusal::Port { addr, why: source }.into(),
-        error @ ServeError::Serve(_) => anyhow::Error::from(error),
-    })?;
+    let listener = telemetry::listen(cli.listen).await?;
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let health = Health::new(STUCK_AFTER);
     let shutdown = CancellationToken::new();
-    let server = serve_aside(listener, registry, health.clone(), shutdown.clone())?;
+    let server = Aside::start(listener, registry, health.clone(), Vec::new(), shutdown.clone())?;
     stop_on_signals(&shutdown)?;
 
     let identity = cli.lease.identity();
@@ -106,9 +98,7 @@ async fn run(cli: &Cli) -> anyhow::Result<()> {
     // Nothing is written any more: another replica may take over at once.
     stop_election.cancel();
     election.await.context("the election has panicked")?;
-    server
-        .join()
-        .map_err(|_| anyhow::anyhow!("the server of probes and metrics has panicked"))??;
+    server.ended()?;
     info!("stopped; what is published stays, and agents work without a controller");
     Ok(())
 }
@@ -119,40 +109,4 @@ async fn client() -> anyhow::Result<Client> {
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
     Client::try_from(config).context("cannot use the configuration for the API server")
-}
-
-/// On a thread of its own: a probe must not wait for a pass.
-fn serve_aside(
-    listener: TcpListener,
-    registry: Registry,
-    health: Health,
-    shutdown: CancellationToken,
-) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
-    let listener = listener.into_std().context("cannot hand over the port")?;
-    let serve = move || {
-        let runtime = runtime()?;
-        runtime.block_on(async {
-            let listener = TcpListener::from_std(listener).context("cannot take over the port")?;
-            Ok(telemetry::serve(listener, registry, health, shutdown).await?)
-        })
-    };
-    let thread = thread::Builder::new().name("probes".to_owned());
-    thread.spawn(serve).context("cannot start a thread")
-}
-
-fn runtime() -> anyhow::Result<Runtime> {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().context("cannot start a runtime")
-}
-
-fn stop_on_signals(shutdown: &CancellationToken) -> anyhow::Result<()> {
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let mut signals = signal(kind).context("cannot listen to signals")?;
-        let shutdown = shutdown.clone();
-        tokio::spawn(async move {
-            signals.recv().await;
-            shutdown.cancel();
-        });
-    }
-    Ok(())
 }

@@ -8,6 +8,7 @@ pub mod mappings;
 pub mod networks;
 pub mod pod_ip;
 pub mod pod_uid;
+pub mod process;
 pub mod route_id;
 pub mod telemetry;
 pub mod vip;

@@ -8,4 +8,4 @@ mod server;
 
 pub use self::health::{Health, Stuck, Unready};
 pub use self::logs::{LogFormat, LogsError, UnknownLogFormat, init_logs};
-pub use self::server::{Page, ServeError, listen, serve, serve_with};
+pub use self::server::{Page, ServeError, listen, serve};

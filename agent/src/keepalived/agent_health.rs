@@ -97,7 +97,9 @@ mod tests {
         let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (health, shutdown) = (Health::new(Duration::from_mins(1)), CancellationToken::new());
-        tokio::spawn(serve(listener, Registry::default(), health.clone(), shutdown.clone()));
+        let pages = Vec::new();
+        let served = serve(listener, Registry::default(), health.clone(), pages, shutdown.clone());
+        tokio::spawn(served);
         let (sender, mut verdict) = watch::channel(None);
         tokio::spawn(watch_agent(addr, sender, Arc::default()));
         let started = Instant::now();

@@ -35,15 +35,15 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Probes and metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error("cannot listen on {addr}")]
-    Listen { addr: SocketAddr, source: io::Error },
+    #[error("cannot listen on {addr} ({why}); choose another address or port with --listen")]
+    Listen { addr: SocketAddr, why: io::Error },
     #[error("cannot serve probes and metrics")]
     Serve(#[source] io::Error),
 }
 
 /// Takes the port; port 0 takes a free one, which the listener knows.
 pub async fn listen(addr: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(addr).await.map_err(|source| ServeError::Listen { addr, source })
+    TcpListener::bind(addr).await.map_err(|why| ServeError::Listen { addr, why })
 }
 
 /// A text that is served as it is when it is asked for.
@@ -54,20 +54,10 @@ pub struct Page {
     pub text: watch::Receiver<String>,
 }
 
-/// As [`serve_with`], without pages.
-pub async fn serve(
-    listener: TcpListener,
-    registry: Registry,
-    health: Health,
-    shutdown: CancellationToken,
-) -> Result<(), ServeError> {
-    serve_with(listener, registry, health, Vec::new(), shutdown).await
-}
-
 /// Serves until `shutdown` is cancelled, and at most a second longer for what is under way.
 ///
 /// Collectors of `registry` run on a thread where they may block, one scrape at a time.
-pub async fn serve_with(
+pub async fn serve(
     listener: TcpListener,
     registry: Registry,
     health: Health,
@@ -171,7 +161,8 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         let mut registry = Registry::with_prefix("egress");
         registry.register_collector(Box::new(Dropped));
-        let server = tokio::spawn(serve(listener, registry, health.clone(), shutdown.clone()));
+        let server =
+            tokio::spawn(serve(listener, registry, health.clone(), Vec::new(), shutdown.clone()));
 
         assert_eq!(answer(addr, "/healthz").await, (200, "ok\n".to_owned()));
         let starting = "the first complete sync is not done yet\n";
@@ -204,7 +195,8 @@ mod tests {
         let shutdown = CancellationToken::new();
         let health = Health::new(Duration::ZERO);
         let stopped = shutdown.clone();
-        let server = tokio::spawn(serve(listener, Registry::default(), health, stopped));
+        let server =
+            tokio::spawn(serve(listener, Registry::default(), health, Vec::new(), stopped));
         let (status, reason) = answer(addr, "/healthz").await;
         assert_eq!(status, 503);
         assert!(reason.starts_with("the main loop has not turned for "), "{reason}");
