@@ -4,7 +4,6 @@
 //! kernel closes the other end; then the guard removes all that is named after it. So a test bed
 //! may live in a `static`, which is never dropped.
 
-use std::env;
 use std::io::{Read, Write, stdin};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -12,11 +11,12 @@ use std::path::PathBuf;
 use std::process::{self, Child, ChildStdin, Command, Stdio};
 use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 
+use crate::process::built;
 use crate::sweep;
 
 /// What the guard reads when it is to live on by itself.
@@ -34,7 +34,7 @@ impl Guard {
     /// Starts the program `guard` that is built with the tests.
     pub(crate) fn start() -> Result<Self> {
         sweep::sweep_once();
-        let mut process = Command::new(built_program("guard")?)
+        let mut process = Command::new(built("guard", "tests")?)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             // Not in the terminal's group: Ctrl-C ends the tests, not who cleans up after them.
@@ -109,22 +109,4 @@ pub fn guard() -> Result<()> {
         }
     }
     sweep::remove(&sweep::prefix(process::id(), 0))
-}
-
-/// A program of this package, beside the running one or, as test programs are one directory below
-/// the others, beside its directory.
-fn built_program(name: &str) -> Result<PathBuf> {
-    let this = env::current_exe().context("cannot tell which program this is")?;
-    let program = this
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|directory| directory.join(name))
-        .find(|program| program.is_file());
-    ensure!(
-        program.is_some(),
-        "there is no program {name} beside {}: build it with `cargo build -p tests`",
-        this.display()
-    );
-    program.context("no program")
 }

@@ -1,11 +1,8 @@
 //! The built launcher of keepalived as a process on a node.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
-use std::time::Duration;
+use std::fs;
+use std::net::IpAddr;
+use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{self, Signal};
@@ -16,20 +13,18 @@ use crate::agent::Agent;
 use crate::host::Host;
 use crate::lab::Lab;
 use crate::mappings_dir::MappingsDir;
-use crate::wait::wait_until;
+use crate::process::Process;
 
 /// The port of the launcher's `/healthz`, `/readyz` and `/metrics`.
 const PORT: u16 = 9799;
 /// What the place of a candidate that holds a VIP adds, at least, while its agent is ready; more than any other place.
 const LEAST_OF_HOLDER: i16 = 197;
-const ENDED_WITHIN: Duration = Duration::from_secs(15);
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// `agent keepalived` on a node, and the keepalived it runs; asked to stop when dropped.
 #[derive(Debug)]
 pub struct Launcher {
     node: Host,
-    process: Option<Child>,
+    process: Option<Process>,
     files: TempDir,
     arguments: Vec<String>,
 }
@@ -54,11 +49,11 @@ impl Launcher {
 
     /// Starts it with the same arguments and files, after it has ended.
     pub fn start_again(&mut self) -> Result<()> {
-        let path = self.files.path().join("log");
-        let log = File::options().create(true).append(true).open(path)?;
         let mut command = Command::new(Agent::program()?);
-        command.args(&self.arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        self.process = Some(self.node.spawn(&mut command)?);
+        command.args(&self.arguments);
+        let what = format!("the launcher on {}", self.node.name);
+        let log = self.files.path().join("log");
+        self.process = Some(Process::start(what, &self.node, PORT, log, &mut command)?);
         Ok(())
     }
 
@@ -79,7 +74,7 @@ impl Launcher {
 
     /// The launcher's process number.
     pub fn pid(&self) -> Option<i32> {
-        self.process.as_ref().map(|process| process.id().cast_signed())
+        self.process.as_ref().map(|process| process.pid().cast_signed())
     }
 
     /// Whether holding counts for a VIP here: one that comes back takes nothing from it.
@@ -108,8 +103,11 @@ impl Launcher {
 
     /// Sends the launcher a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let process = self.process.as_ref().context("the launcher does not run")?;
-        Ok(signal::kill(Pid::from_raw(process.id().cast_signed()), signal)?)
+        self.running()?.kill(signal)
+    }
+
+    fn running(&self) -> Result<&Process> {
+        self.process.as_ref().context("the launcher does not run")
     }
 
     /// Kills the launcher alone; keepalived goes on.
@@ -126,15 +124,9 @@ impl Launcher {
     }
 
     fn wait(&mut self) -> Result<ExitStatus> {
-        let process = self.process.as_mut().context("the launcher does not run")?;
-        let mut status = None;
-        let ended = wait_until(ENDED_WITHIN, || {
-            status = process.try_wait().ok().flatten();
-            status.is_some()
-        });
-        ensure!(ended, "the launcher does not end:\n{}", self.log());
+        let status = self.process.as_mut().context("the launcher does not run")?.wait()?;
         self.process = None;
-        status.context("no exit status")
+        Ok(status)
     }
 
     /// Asks it to stop (SIGTERM) and waits until it has.
@@ -147,50 +139,22 @@ impl Launcher {
 
     /// Asks its HTTP server and returns status and body.
     pub fn http(&self, path: &str) -> Result<(u16, String)> {
-        let server = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
-        let answer = self.node.enter(|| -> std::io::Result<String> {
-            let mut stream = TcpStream::connect_timeout(&server, ANSWER_WITHIN)?;
-            stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        })??;
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-        Ok((status.context("no HTTP status")?, body.to_owned()))
+        self.running()?.http(path)
     }
 
     /// The value of a metric, by its name after `egress_keepalived_`.
     pub fn metric(&self, name: &str) -> Result<f64> {
-        let (_, text) = self.http("/metrics")?;
-        let name = format!("egress_keepalived_{name} ");
-        text.lines()
-            .find_map(|line| line.strip_prefix(&name)?.parse().ok())
-            .with_context(|| format!("no metric {name} in:\n{text}"))
+        self.running()?.metric(&format!("egress_keepalived_{name}"))
     }
 }
 
 impl Drop for Launcher {
     fn drop(&mut self) {
-        if thread::panicking() {
-            show(&format!("log of the launcher on {}:\n{}", self.node.name, self.log()));
-        }
-        if let Ok(keepalived) = self.keepalived().context("") {
-            for pid in keepalived {
-                let _ = signal::kill(pid, Signal::SIGKILL);
-            }
-        }
-        if let Some(process) = &mut self.process {
-            let _ = process.kill();
-            let _ = process.wait();
+        // Before the launcher, which would see to them.
+        for pid in self.keepalived().into_iter().flatten() {
+            let _ = signal::kill(pid, Signal::SIGKILL);
         }
     }
-}
-
-#[expect(clippy::print_stderr, reason = "shown by the test runner with the failed test")]
-fn show(text: &str) {
-    eprintln!("{text}");
 }
 
 impl Lab {

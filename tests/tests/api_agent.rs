@@ -361,5 +361,5 @@ async fn the_address_of_a_new_pod_is_known_here_and_at_the_holder_before_the_api
     bed.put("podip-vip-mappings-n1", &[]).await?;
     eventually(SOON, || !bed.maps(1, "10.244.1.11") && !bed.maps(2, "10.244.1.11"));
     bed.report("n1", |data| data["pods"].is_empty()).await?;
-    agents.iter_mut().try_for_each(Agent::stop)
+    agents.iter_mut().try_for_each(|agent| agent.stop())
 }

@@ -136,7 +136,7 @@ impl Stage {
         agents.iter_mut().try_for_each(Agent::wait_ready)?;
         self.lab.hold_vip(2, VIP.into())?;
         self.check()?;
-        agents.iter_mut().try_for_each(Agent::stop)?;
+        agents.iter_mut().try_for_each(|agent| agent.stop())?;
         Ok(self)
     }
 
