@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use shared::flags::seconds;
 use shared::telemetry::LogFormat;
 
 pub use self::keepalived::{Adverts, AgentUrl, Keepalived};
@@ -231,14 +232,6 @@ fn endpoint(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "use an address and a port, as 0.0.0.0:9797 or [::]:9797".to_owned())
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
-    let number = text.strip_suffix('s').unwrap_or(text);
-    match number.parse::<u32>() {
-        Ok(seconds @ 1..=3600) => Ok(Duration::from_secs(seconds.into())),
-        _ => Err("use whole seconds from 1 to 3600, such as 5 or 5s".to_owned()),
-    }
-}
-
 /// nft's own rule for identifiers, less the slash and the backslash that it would accept.
 fn table_name(text: &str) -> Result<String, String> {
     let mut characters = text.chars();
@@ -262,18 +255,6 @@ mod tests {
     fn the_command_line_makes_sense() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
-    }
-
-    #[rstest]
-    #[case("5", Some(5))]
-    #[case("5s", Some(5))]
-    #[case("3600", Some(3600))]
-    #[case("0", None)]
-    #[case("1m", None)]
-    #[case("-1", None)]
-    #[case("", None)]
-    fn an_interval_is_seconds_as_text(#[case] text: &str, #[case] expected: Option<u64>) {
-        assert_eq!(seconds(text).ok(), expected.map(Duration::from_secs));
     }
 
     #[rstest]

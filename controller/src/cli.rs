@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser};
+use shared::flags::seconds;
 use shared::telemetry::LogFormat;
 
 use crate::leader::{InvalidTerms, Terms};
@@ -72,14 +73,6 @@ impl Lease {
 
 fn endpoint(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "use an address and a port, as 0.0.0.0:9798 or [::]:9798".to_owned())
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let number = text.strip_suffix('s').unwrap_or(text);
-    match number.parse::<u32>() {
-        Ok(seconds @ 1..=3600) => Ok(Duration::from_secs(seconds.into())),
-        _ => Err("use whole seconds from 1 to 3600, such as 5 or 5s".to_owned()),
-    }
 }
 
 /// A name of the API's; it becomes part of addresses there.

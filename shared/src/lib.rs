@@ -4,6 +4,7 @@ pub mod address;
 pub mod block;
 pub mod config_map;
 pub mod crd;
+pub mod flags;
 pub mod mappings;
 pub mod networks;
 pub mod pod_ip;
