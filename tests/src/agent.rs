@@ -1,11 +1,12 @@
 //! The built agent as a process on a node.
 
+use std::env;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::host::Host;
@@ -27,6 +28,20 @@ impl Agent {
     /// The program: `AGENT_BIN`, or `agent` beside this program or its directory.
     pub fn program() -> Result<PathBuf> {
         given_or_built("agent", "AGENT_BIN")
+    }
+
+    /// Builds the agent as it is delivered, unless `AGENT_BIN` names one.
+    pub fn build_release() -> Result<()> {
+        if env::var_os("AGENT_BIN").is_some() {
+            return Ok(());
+        }
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .args(["build", "--release", "-p", "agent"])
+            .status()
+            .context("cannot start cargo; set AGENT_BIN to an agent built with --release")?;
+        ensure!(status.success(), "cannot build the agent ({status})");
+        Ok(())
     }
 
     /// Starts an agent with `--mappings-dir` and further arguments; see [`Agent::wait_ready`].

@@ -11,14 +11,12 @@ mod crowd;
 #[expect(dead_code, reason = "shared with another benchmark")]
 mod table;
 
-use std::env;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use shared::VipPath;
-use tests::{Family, Fault, Gateways, Outcome, wait_until};
+use tests::{Agent, Family, Fault, Gateways, Outcome, wait_until};
 
 use table::{Verdicts, heading, rows};
 
@@ -96,7 +94,7 @@ const TRIALS: [Trial; 10] = [
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    build_agent()?;
+    Agent::build_release()?;
     let mut verdicts = Verdicts::default();
     for path in [VipPath::ViaHolder, VipPath::Direct] {
         if options.path.is_none_or(|only| only == path) {
@@ -250,18 +248,4 @@ fn judge(options: &Options, path: VipPath, figures: &[Figures], verdicts: &mut V
     let (broken, leaked) = (broken as f64, leaked as f64);
     verdicts.at_most(&format!("{path}, sessions broken, in all"), broken, 0.0, "");
     verdicts.at_most(&format!("{path}, packets leaked, in all"), leaked, 0.0, "");
-}
-
-/// What is measured is the agent as it is delivered.
-fn build_agent() -> Result<()> {
-    if env::var_os("AGENT_BIN").is_some() {
-        return Ok(());
-    }
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["build", "--release", "-p", "agent"])
-        .status()
-        .context("cannot start cargo; set AGENT_BIN to an agent built with --release")?;
-    ensure!(status.success(), "cannot build the agent ({status})");
-    Ok(())
 }

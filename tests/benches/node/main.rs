@@ -15,11 +15,9 @@ mod table;
 mod traffic;
 mod variants;
 
-use std::env;
-use std::process::Command;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use clap::{Parser, ValueEnum};
+use tests::Agent;
 
 use table::Verdicts;
 
@@ -52,7 +50,7 @@ enum Part {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    build_agent()?;
+    Agent::build_release()?;
     let mut verdicts = Verdicts::default();
     let wants = |part| options.only.is_none_or(|only| only == part);
     if wants(Part::Traffic) {
@@ -65,19 +63,5 @@ fn main() -> Result<()> {
         agent_times::measure(options.quick, &mut verdicts)?;
     }
     verdicts.print();
-    Ok(())
-}
-
-/// What is measured is the agent as it is delivered.
-fn build_agent() -> Result<()> {
-    if env::var_os("AGENT_BIN").is_some() {
-        return Ok(());
-    }
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["build", "--release", "-p", "agent"])
-        .status()
-        .context("cannot start cargo; set AGENT_BIN to an agent built with --release")?;
-    ensure!(status.success(), "cannot build the agent ({status})");
     Ok(())
 }
