@@ -63,11 +63,16 @@ impl Installation {
 
     /// Makes a Vip in namespace `default` and waits until a node holds it. Its name is `name`.
     pub fn create_vip(&self, name: &str, ip: &str) -> Result<()> {
+        self.create_vip_of(name, &format!("{{ip: \"{ip}\"}}"))
+    }
+
+    /// As [`Installation::create_vip`], with a `spec` as in YAML.
+    pub fn create_vip_of(&self, name: &str, spec: &str) -> Result<()> {
         self.apply(&format!(
             "apiVersion: egress.mapper.com/v1alpha1
 kind: Vip
 metadata: {{namespace: default, name: {name}}}
-spec: {{ip: \"{ip}\"}}
+spec: {spec}
 "
         ))?;
         self.wait_for("default", &format!("vip/{name}"), "condition=Held")

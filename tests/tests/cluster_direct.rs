@@ -29,23 +29,12 @@ impl Bed {
     fn make() -> Result<Self> {
         let installation = Installation::start()?;
         let vip = Self::vip();
-        installation.apply(&format!(
-            "apiVersion: egress.mapper.com/v1alpha1
-kind: Vip
-metadata: {{namespace: default, name: direct}}
-spec: {{ip: \"{vip}\", path: Direct}}
-"
-        ))?;
-        installation.wait_for("default", "vip/direct", "condition=Held")?;
+        installation.create_vip_of("direct", &format!("{{ip: \"{vip}\", path: Direct}}"))?;
         let spec =
             format!("{{ip: \"{vip}\", kind: pod, selector: {{matchLabels: {{app: direct}}}}}}");
         installation.create_egress("default", "direct", &spec)?;
         let cluster = installation.cluster();
-        let run = |node| {
-            let name = format!("direct-{node}");
-            cluster.pod_host(&cluster.run_pod("default", &name, Some(node), "{app: direct}")?)
-        };
-        let pods = (1..=3).map(run).collect::<Result<Vec<_>>>()?;
+        let pods = cluster.pod_on_each_node("direct")?;
         let outside = cluster.lab().outside();
         let servers = (UdpServer::start(outside, PORT)?, TcpServer::start(outside, PORT)?);
         installation.wait_for("default", "vip/direct", "condition=DirectPath")?;

@@ -47,11 +47,7 @@ impl Bed {
             let spec = format!("{{ip: \"{vip}\", kind: pod, selector: {selector}}}");
             installation.create_egress("default", name, &spec)?;
         }
-        let run = |node| {
-            let name = format!("mapped-{node}");
-            cluster.pod_host(&cluster.run_pod("default", &name, Some(node), "{app: mapped}")?)
-        };
-        let pods = (1..=3).map(run).collect::<Result<Vec<_>>>()?;
+        let pods = cluster.pod_on_each_node("mapped")?;
         let outside = cluster.lab().outside();
         let servers = (UdpServer::start(outside, PORT)?, TcpServer::start(outside, PORT)?);
         let bed = Self { pods, _servers: servers, installation };

@@ -39,6 +39,17 @@ impl RunningPod {
 }
 
 impl KubeCluster {
+    /// Runs a pod on each node as [`run_pod`](Self::run_pod) does, `<app>-1` and so on, each with the
+    /// label `app`; where their networks are.
+    pub fn pod_on_each_node(&self, app: &str) -> Result<Vec<Host>> {
+        let labels = format!("{{app: {app}}}");
+        let run = |node| {
+            let pod = self.run_pod("default", &format!("{app}-{node}"), Some(node), &labels)?;
+            self.pod_host(&pod)
+        };
+        (1..=self.nodes().len()).map(run).collect()
+    }
+
     /// Runs a pod of busybox that waits, and returns when it is ready. `node`: counted from 1, or
     /// wherever the scheduler puts it. `labels`: as in YAML, such as `{app: web}`.
     pub fn run_pod(
