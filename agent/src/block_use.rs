@@ -175,6 +175,9 @@ mod tests {
         let unmarked = report(&[], Some(Hindrance::NoMarkBit), "no answer");
         assert_eq!(unmarked.path, VipPath::ViaHolder);
         assert!(unmarked.message.starts_with("--mark-mask leaves no bit"), "{unmarked:?}");
+        let outside = report(&[], Some(Hindrance::NoUplink), "being proven");
+        assert_eq!(outside.path, VipPath::ViaHolder);
+        assert!(outside.message.contains("its pods are held"), "{outside:?}");
         let BlockUse { blocks: listed, path, used, message } =
             report(&[2], None, "no answer for 1");
         assert_eq!(listed, blocks(&[1, 2, 3]), "the new one too, which may be used any moment");
