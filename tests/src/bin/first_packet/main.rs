@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use shared::VipPath;
 use tests::{Installation, wait_until};
 
 use self::assigned::assigned;
@@ -45,6 +46,9 @@ struct Options {
     /// In how many turns of one and the other, so that a machine that slows down does not decide.
     #[arg(long, default_value_t = 5)]
     turns: usize,
+    /// The path of the VIP: `ViaHolder` or `Direct`.
+    #[arg(long, default_value_t)]
+    path: VipPath,
 }
 
 const BURST: u8 = 50;
@@ -58,7 +62,7 @@ fn main() -> Result<()> {
     let options = Options::parse();
     let installation = Installation::prepare()?;
     targets(&installation, options.at_once.max(BURST))?;
-    let lab = Laboratory { installation: &installation };
+    let lab = Laboratory { installation: &installation, path: options.path };
 
     let at_once = options.at_once;
     let (mut without, mut with) = (Vec::new(), Vec::new());
@@ -163,6 +167,7 @@ fn print_uncovered(without: &[Start], with: &[Start]) -> Result<()> {
 
 struct Laboratory<'a> {
     installation: &'a Installation,
+    path: VipPath,
 }
 
 impl Laboratory<'_> {
@@ -170,7 +175,7 @@ impl Laboratory<'_> {
     fn install(&self) -> Result<()> {
         let installation = self.installation;
         installation.sh("deploy/deploy.sh")?;
-        installation.create_vip("first", &VIP.to_string())?;
+        installation.create_vip_of("first", &format!("{{ip: {VIP}, path: {}}}", self.path))?;
         let egress =
             format!("{{ip: {VIP}, kind: pod, selector: {{matchLabels: {{app: covered}}}}}}");
         installation.create_egress("default", "first", &egress)?;
