@@ -5,6 +5,7 @@ pub mod candidates;
 pub mod cli;
 pub mod commands;
 pub mod daemon_sets;
+pub mod gone;
 pub mod leader;
 pub mod metrics;
 pub mod model;

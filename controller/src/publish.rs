@@ -61,11 +61,12 @@ impl Shard {
     }
 
     fn encode(&self) -> BTreeMap<String, String> {
-        let Self { pods, named: Named { expected, addresses, uncovered } } = self;
+        let Self { pods, named: Named { expected, addresses, uncovered, gone } } = self;
         let mut data = config_map::encode_pods(pods);
         data.extend(config_map::encode_expected(expected));
         data.extend(config_map::encode_addresses(addresses));
         data.extend(config_map::encode_uncovered(uncovered));
+        data.extend(config_map::encode_gone(gone));
         data
     }
 }

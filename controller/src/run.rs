@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use crate::blocks::{Allocator, Plan, Situation};
+use crate::gone::Gone;
 use crate::leader::Leadership;
 use crate::metrics::{Kind as Judged, Metrics, Part};
 use crate::model::{HeldReason, ObjectKey, Reason, Resolved, UniqueReason, VipVerdict};
@@ -59,6 +60,7 @@ pub struct Controller {
     holders: BTreeMap<ObjectKey, String>,
     allocator: Allocator,
     published_blocks: PublishedBlocks,
+    gone: Gone,
 }
 
 /// When what is due.
@@ -106,6 +108,7 @@ impl Controller {
             holders: BTreeMap::new(),
             allocator: Allocator::default(),
             published_blocks: PublishedBlocks::default(),
+            gone: Gone::default(),
         }
     }
 
@@ -231,6 +234,8 @@ impl Controller {
         let started = Instant::now();
         let mut resolved = resolve(&self.world.observed(Timestamp::now()));
         let mut wanted = self.wanted(&mut resolved);
+        let world = &self.world;
+        self.gone.add(&mut wanted.shards, &world.config_maps, world.pods(), Instant::now());
         let replan = self.plan_blocks(&mut resolved, &mut wanted);
         due.effort = started.elapsed();
         self.metrics.took(Part::Resolve, due.effort);

@@ -271,6 +271,10 @@ impl World {
         &self.mappers
     }
 
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values().map(Arc::as_ref)
+    }
+
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = &Node> {
         self.nodes.values().map(Arc::as_ref)
     }

@@ -19,12 +19,14 @@ use std::net::IpAddr;
 
 pub use self::blocks::{NodeBlocks, VipBlocks, blocks_of_vip, decode_blocks, encode_blocks};
 pub use self::candidates::{decode_candidates, encode_candidates};
-pub use self::decode::{Decoded, decode_expected, decode_networks, decode_pods, decode_route_ids};
+pub use self::decode::{
+    Decoded, decode_covered, decode_expected, decode_networks, decode_pods, decode_route_ids,
+};
 pub(crate) use self::decode::{
     PodKey, expected_value, pod_addresses, pod_key, pod_value, route_id_entries,
 };
 pub use self::encode::{
-    encode_addresses, encode_expected, encode_networks, encode_pods, encode_route_ids,
+    encode_addresses, encode_expected, encode_gone, encode_networks, encode_pods, encode_route_ids,
     encode_uncovered,
 };
 pub use self::node_report::{
@@ -71,6 +73,9 @@ pub const DRAIN_LABEL: &str = "egress.mapper.com/drain";
 pub const ADDRESSES_OF: &str = ".addresses";
 /// The value of a pod's UID in one node's object when no mapping is for that pod, and it was asked.
 pub const UNCOVERED: &str = "uncovered";
+/// The value of a pod's UID in one node's object when that pod was covered and the API server knows it
+/// no longer: it is held where it still has an address.
+pub const GONE: &str = "gone";
 
 /// The keys of [`NETWORKS`].
 pub mod network_keys {

@@ -96,6 +96,25 @@ impl Bed {
         self.installation.cluster().wait_rollout("default", agents, STARTED_WITHIN).map(drop)
     }
 
+    /// How many packets the nodes have dropped for that reason.
+    fn dropped(&self, reason: &str) -> u64 {
+        let counter = ["nft", "list", "counter", "inet", "egress", reason];
+        let count = |node: &tests::KubeNode| -> Option<u64> {
+            let text = node.run(&counter).ok()?;
+            text.split("packets ").nth(1)?.split(' ').next()?.parse().ok()
+        };
+        self.installation.cluster().nodes().iter().filter_map(count).sum()
+    }
+
+    /// The nodes have ended all pods whose names begin so.
+    #[track_caller]
+    fn wait_ended(&self, name: &str) {
+        let pattern = format!("\"K8S_POD_NAME\",\"{name}");
+        let list = ["sh", "-c", "grep -ls \"$0\" /var/lib/cni/results/* || true", &pattern];
+        let has_ended = |node: &tests::KubeNode| node.run(&list).is_ok_and(|text| text.is_empty());
+        eventually(STARTED_WITHIN, || self.installation.cluster().nodes().iter().all(has_ended));
+    }
+
     fn sh(&self, line: &str) -> Result<String> {
         self.installation.sh(line)
     }
@@ -181,6 +200,35 @@ spec: {{completions: 2, parallelism: 2, template: {{metadata: {{labels: {{app: o
     bed.sh("kubectl wait --for=condition=Complete --timeout=60s job/owned-job && kubectl delete job/owned-job")?;
     bed.sh("kubectl delete deployment/owned statefulset/owned-set && kubectl wait --for=delete pods -l app=owned")?;
     bed.assert_heard(14);
+    Ok(())
+}
+
+#[test]
+fn pods_that_are_deleted_by_force_leak_nothing_until_their_nodes_have_ended_them() -> Result<()> {
+    const RUNS_ON: &str = "terminationGracePeriodSeconds: 5";
+    let bed = Bed::take("forced", 154)?;
+    let spec = bed.spec().replace("terminationGracePeriodSeconds: 1", RUNS_ON);
+    bed.installation.apply(&pods("forced", 4, &spec))?;
+    bed.assert_heard(4);
+    let before = bed.dropped("held");
+    bed.sh("kubectl delete pods -l app=forced --grace-period=0 --force")?;
+    bed.wait_ended("forced-");
+    bed.assert_heard(4);
+    let held = bed.dropped("held") - before;
+    assert!(held > 50, "they did not run on: {held} packets were dropped");
+
+    // Those that have hardly begun: the API server may never know their addresses.
+    bed.installation.apply(&pods("forced", 4, &spec))?;
+    bed.sh("kubectl delete pods -l app=forced --grace-period=0 --force")?;
+    bed.installation.apply(&pods("forced", 4, &spec))?;
+    bed.assert_heard(8);
+    bed.sh("kubectl delete pods -l app=forced --grace-period=0 --force")?;
+    bed.wait_ended("forced-");
+    bed.assert_heard(8);
+    let map = ["nft", "list", "map", "inet", "egress", "pod_vip4"];
+    let forgets =
+        |node: &tests::KubeNode| node.run(&map).is_ok_and(|text| !text.contains("elements"));
+    eventually(STARTED_WITHIN, || bed.installation.cluster().nodes().iter().all(forgets));
     Ok(())
 }
 

@@ -216,6 +216,47 @@ fn an_address_is_only_that_pods_which_the_mapping_is_for() -> Result<()> {
 }
 
 #[test]
+fn a_pod_that_is_gone_is_held_until_its_node_is_done_with_it() -> Result<()> {
+    let mut bed = Bed::new()?;
+    let (vip, node) = (vip(Family::V4, 222), bed.lab.node(1).ip(Family::V4));
+    let (first, third) = (pod(&bed.lab, 1), pod(&bed.lab, 3));
+    for (uid, ip) in [(UID, first), (OTHER, third)] {
+        bed.results.assign(uid, &[ip])?;
+        bed.mappings.map(ip, vip)?;
+        bed.mappings.set(PODS, &format!("{uid}.addresses"), &ip.to_string())?;
+    }
+    eventually(SOON, || bed.maps(first) && bed.maps(third));
+    let outside = bed.outside();
+    let probe = UdpProbe::start_from_port(bed.lab.pod(1, 1), FRESH, outside, 500)?;
+    eventually(SOON, || probe.seen_as() == Some(vip));
+
+    // As the controller says it: it takes a mapping away in the same breath.
+    let capture = Capture::start(&bed.lab)?;
+    let held =
+        || bed.agent.metric("egress_dropped_packets_total{table=\"egress\",reason=\"held\"}");
+    let before = held()?;
+    bed.mappings.set(PODS, UID, "gone")?;
+    eventually(SOON, || !bed.maps(first));
+    bed.mappings.unmap(first)?;
+    bed.mappings.remove(PODS, &format!("{UID}.addresses"))?;
+    eventually(SOON, || held().is_ok_and(|held| held > before + 100.5));
+    capture.assert_only_source(vip, outside.ip(), 0);
+
+    // One that nothing is for any more leaves with the node's address at once.
+    bed.mappings.unmap(third)?;
+    bed.mappings.remove(PODS, &format!("{OTHER}.addresses"))?;
+    eventually(SOON, || bed.leaves_with(3) == Some(node));
+
+    bed.agent.kill(Signal::SIGKILL)?;
+    bed.agent.wait()?;
+    bed.agent = Bed::agent(&bed.lab, &bed.mappings, &bed.results, &[])?;
+    assert_eq!(bed.leaves_with(1), None, "the next agent holds it, too");
+    bed.results.give_back(UID)?;
+    eventually(SOON, || bed.leaves_with(1) == Some(node));
+    bed.agent.stop()
+}
+
+#[test]
 fn strictly_no_pod_leaves_of_which_nothing_was_said() -> Result<()> {
     let (strict, results) = (["--strict-pods"], CniResults::new()?);
     let lab = Lab::builder().nodes(1).pods_per_node(4).build()?;

@@ -41,6 +41,15 @@ pub struct Named {
     pub addresses: BTreeMap<PodUid, Vec<PodIp>>,
     /// Pods that the node asked about and that nothing is published for.
     pub uncovered: BTreeSet<PodUid>,
+    /// Pods that were covered and do not exist any more: they may still send.
+    pub gone: BTreeSet<PodUid>,
+}
+
+impl Named {
+    /// Whether the pod is to have a VIP, or to be held for want of one.
+    pub fn covers(&self, uid: &PodUid) -> bool {
+        self.expected.contains_key(uid) || self.addresses.contains_key(uid)
+    }
 }
 
 /// Which object of a kind it is; shown as `namespace/name`.

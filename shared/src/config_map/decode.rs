@@ -1,7 +1,7 @@
 //! How the objects are read: every good entry, and every other one with the reason.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -85,7 +85,7 @@ pub fn decode_expected(
     let mut decoded = Decoded::<BTreeMap<_, _>>::default();
     for (key, value) in data {
         if let Ok(PodKey::Uid(uid)) = pod_key(key)
-            && value.trim() != super::UNCOVERED
+            && ![super::UNCOVERED, super::GONE].contains(&value.trim())
         {
             let (expected, reason) = expected_value(value);
             decoded.entries.insert(uid, expected);
@@ -94,6 +94,16 @@ pub fn decode_expected(
     }
     decoded.rejected.sort();
     decoded
+}
+
+/// The pods that one node's object names by their UIDs as covered: now, or until they were gone.
+pub fn decode_covered(data: &BTreeMap<String, String>) -> BTreeSet<PodUid> {
+    let covered = |(key, value): (&String, &String)| match pod_key(key) {
+        Ok(PodKey::Uid(uid)) => (value.trim() != super::UNCOVERED).then_some(uid),
+        Ok(PodKey::AddressesOf(uid)) => Some(uid),
+        Ok(PodKey::Ip(_)) | Err(_) => None,
+    };
+    data.iter().filter_map(covered).collect()
 }
 
 /// Reads `object` as [`NETWORKS`](super::NETWORKS).

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use super::{ADDRESSES_OF, UNCOVERED, key, network_keys};
+use super::{ADDRESSES_OF, GONE, UNCOVERED, key, network_keys};
 use crate::mappings::Expected;
 use crate::{ClusterNetworks, PodIp, PodUid, RouteId, Vip};
 
@@ -45,6 +45,11 @@ pub fn encode_uncovered<'a>(
     pods: impl IntoIterator<Item = &'a PodUid>,
 ) -> BTreeMap<String, String> {
     pods.into_iter().map(|uid| (uid.to_string(), UNCOVERED.to_owned())).collect()
+}
+
+/// What one node's object says of pods that were covered and do not exist any more.
+pub fn encode_gone<'a>(pods: impl IntoIterator<Item = &'a PodUid>) -> BTreeMap<String, String> {
+    pods.into_iter().map(|uid| (uid.to_string(), GONE.to_owned())).collect()
 }
 
 /// The data of [`NETWORKS`](super::NETWORKS): always all five keys, separated by commas.

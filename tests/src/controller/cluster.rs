@@ -170,10 +170,10 @@ impl ObjectCluster {
         list.items.into_iter().map(|object| Ok(serde_json::to_value(object)?)).collect()
     }
 
-    /// The pods in the share of that node, but for which addresses are whose.
+    /// The pods in the share of that node, but for which addresses are whose and who is gone.
     pub fn share(&self, node: &str) -> Option<BTreeMap<String, String>> {
         let mut data = self.data(&format!("podip-vip-mappings-{node}"))?;
-        data.retain(|key, _| !key.ends_with(".addresses"));
+        data.retain(|key, value| !key.ends_with(".addresses") && value != "gone");
         Some(data)
     }
 

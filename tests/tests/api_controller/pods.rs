@@ -235,7 +235,9 @@ fn a_pod_is_published_by_uid_then_by_the_address_that_its_node_reports() -> Resu
     cluster.address("new", &["10.244.1.10"])?;
     cluster.eventually("the API knows better", |cluster| shard(cluster) == only("10.244.1.10"));
     cluster.delete("Pod", "default", "new")?;
-    cluster.eventually("nothing is left", |cluster| shard(cluster) == Some([].into()));
+    let gone = (uid.to_owned(), "gone".to_owned());
+    let only_gone = Some([gone.clone()].into());
+    cluster.eventually("its node is told that it is gone", |cluster| shard(cluster) == only_gone);
 
     let other = cluster.pod("other", "n1", &json!({}))?;
     let other = self::uid(&other)?;
@@ -247,9 +249,9 @@ fn a_pod_is_published_by_uid_then_by_the_address_that_its_node_reports() -> Resu
         }))
     };
     ask(&format!("{other} 10.244.1.11"))?;
-    let answer = Some([(other.to_owned(), "uncovered".to_owned())].into());
+    let answer = Some([gone, (other.to_owned(), "uncovered".to_owned())].into());
     cluster.eventually("nothing is for the other", |cluster| shard(cluster) == answer);
     ask("")?;
-    cluster.eventually("nobody asks", |cluster| shard(cluster) == Some([].into()));
+    cluster.eventually("nobody asks", |cluster| shard(cluster) == only_gone);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config_map::{Reason, UNCOVERED, expected_value, pod_addresses};
+use crate::config_map::{GONE, Reason, UNCOVERED, expected_value, pod_addresses};
 use crate::mappings::Expected;
 use crate::{PodIp, PodUid};
 
@@ -22,6 +22,8 @@ pub(in crate::mappings) struct Named {
     pub(in crate::mappings) expected: BTreeMap<PodUid, Expected>,
     /// Pods that get nothing.
     pub(in crate::mappings) uncovered: BTreeSet<PodUid>,
+    /// Pods that were covered and do not exist any more.
+    pub(in crate::mappings) gone: BTreeSet<PodUid>,
     /// Whose the addresses are that the object names.
     pub(in crate::mappings) addresses: BTreeMap<PodUid, Vec<PodIp>>,
 }
@@ -31,6 +33,7 @@ pub(in crate::mappings) struct Named {
 enum Said {
     Expected(Expected),
     Uncovered,
+    Gone,
     Addresses(Vec<PodIp>),
 }
 
@@ -44,6 +47,7 @@ impl Named {
             (UidKey::Pod(_), Some(value)) if value.trim() == UNCOVERED => {
                 (Some(Said::Uncovered), None)
             }
+            (UidKey::Pod(_), Some(value)) if value.trim() == GONE => (Some(Said::Gone), None),
             (UidKey::Pod(_), Some(value)) => {
                 let (expected, reason) = expected_value(value);
                 (Some(Said::Expected(expected)), reason)
@@ -58,13 +62,18 @@ impl Named {
             (UidKey::Pod(uid), Some(Said::Expected(expected))) => {
                 self.expected.insert(uid, expected);
             }
-            (UidKey::Pod(uid), Some(_)) => {
+            (UidKey::Pod(uid), Some(Said::Uncovered)) => {
                 self.uncovered.insert(uid);
+            }
+            (UidKey::Pod(uid), Some(Said::Gone)) => {
+                self.gone.insert(uid);
             }
             (UidKey::Addresses(uid), Some(Said::Addresses(ips))) => {
                 self.addresses.insert(uid, ips);
             }
-            (UidKey::Addresses(_), Some(_)) | (_, None) => {}
+            (UidKey::Addresses(_), Some(_))
+            | (UidKey::Pod(_), Some(Said::Addresses(_)))
+            | (_, None) => {}
         }
         (differs, reason)
     }
@@ -73,7 +82,8 @@ impl Named {
         match key {
             UidKey::Pod(uid) => {
                 let uncovered = self.uncovered.remove(&uid).then_some(Said::Uncovered);
-                self.expected.remove(&uid).map(Said::Expected).or(uncovered)
+                let gone = self.gone.remove(&uid).then_some(Said::Gone);
+                self.expected.remove(&uid).map(Said::Expected).or(uncovered).or(gone)
             }
             UidKey::Addresses(uid) => self.addresses.remove(&uid).map(Said::Addresses),
         }

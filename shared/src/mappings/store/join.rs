@@ -42,7 +42,9 @@ impl MappingsStore {
         let mut expected: BTreeMap<PodUid, Expected> = BTreeMap::new();
         let mut addresses: BTreeMap<PodUid, (&PodObject, &[PodIp])> = BTreeMap::new();
         let mut owners = BTreeMap::new();
+        let mut gone: BTreeSet<PodUid> = BTreeSet::new();
         for (object, named) in own() {
+            gone.extend(&named.gone);
             expected.extend(&named.expected);
             for (uid, ips) in &named.addresses {
                 addresses.insert(*uid, (object, ips));
@@ -53,6 +55,11 @@ impl MappingsStore {
             for &ip in ips {
                 if let Some(expected) = expected.get(uid) {
                     joined.claims.insert(ip, expected.of(ip));
+                    continue;
+                }
+                // The API server has forgotten it, and its node is not done with it.
+                if gone.contains(uid) {
+                    joined.claims.insert(ip, None);
                     continue;
                 }
                 let owner = owners.get(&ip);

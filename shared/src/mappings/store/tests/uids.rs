@@ -135,6 +135,31 @@ fn pods_that_nothing_is_for_are_told_of_their_own_node_alone() {
 }
 
 #[test]
+fn a_pod_that_is_gone_is_held_while_its_node_has_it() {
+    let gone = || whole("podip-vip-mappings-a", &[(UID, "gone")]);
+    let mut store = with_addresses();
+    store.learn(addresses(&["10.0.0.1", "fd00::1"]));
+    assert_eq!(store.apply(gone()).pods.len(), 2);
+    assert_eq!(pods(&store), ["10.0.0.1 held", "fd00::1 held"]);
+    assert_eq!((store.expected(), store.uncovered()), ([].into(), [].into()));
+    assert_eq!(rejected(&store), [""; 0]);
+    store.learn(of_pods(&[(OTHER, "10.0.0.1")]));
+    assert_eq!(pods(&store), [""; 0], "another pod has the address");
+    store.learn(addresses(&["10.0.0.1"]));
+    store.learn(BTreeMap::new());
+    assert_eq!(pods(&store), [""; 0], "its node is done with it");
+    store.learn(addresses(&["10.0.0.1"]));
+    assert_eq!(pods(&store), ["10.0.0.1 held"]);
+    store.apply(key("podip-vip-mappings-a", UID, None));
+    assert_eq!(pods(&store), [""; 0]);
+
+    let mut elsewhere = MappingsStore::of_node("b");
+    elsewhere.apply(gone());
+    elsewhere.apply(whole("egress-node-a", &[("pods", &format!("{UID} 10.0.0.1"))]));
+    assert_eq!(pods(&elsewhere), [""; 0], "that is for its own node");
+}
+
+#[test]
 fn what_a_node_reports_of_its_pods_counts_while_its_object_expects_them() {
     let report = |node: &str, ip: &str| {
         whole(&format!("egress-node-{node}"), &[("pods", &format!("{UID} {ip}")), ("synced", "x")])
