@@ -151,6 +151,11 @@ impl Container<'_> {
         self.ctr(&["tasks", "kill", "-s", "SIGKILL", &self.id]).map(drop)
     }
 
+    /// Stops its process where it is; kubelet ends it when it notices.
+    pub fn freeze(&self) -> Result<()> {
+        self.ctr(&["tasks", "kill", "-s", "SIGSTOP", &self.id]).map(drop)
+    }
+
     /// Whether another container of the same pod runs.
     pub fn has_successor(&self) -> Result<bool> {
         let filter = format!(

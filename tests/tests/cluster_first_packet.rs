@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tests::{Capture, Installation, eventually};
@@ -104,6 +104,14 @@ impl Bed {
             text.split("packets ").nth(1)?.split(' ').next()?.parse().ok()
         };
         self.installation.cluster().nodes().iter().filter_map(count).sum()
+    }
+
+    /// How many echo requests have gone to that address with the VIP.
+    fn echoes(&self, target: IpAddr) -> u64 {
+        let are = |flow: &tests::Flow| {
+            flow.destination == target && flow.protocol == 1 && flow.source == VIP
+        };
+        self.capture.sources_where(are).map_or(0, |sources| sources.into_values().sum())
     }
 
     /// The nodes have ended all pods whose names begin so.
@@ -230,6 +238,49 @@ fn pods_that_are_deleted_by_force_leak_nothing_until_their_nodes_have_ended_them
         |node: &tests::KubeNode| node.run(&map).is_ok_and(|text| !text.contains("elements"));
     eventually(STARTED_WITHIN, || bed.installation.cluster().nodes().iter().all(forgets));
     Ok(())
+}
+
+#[test]
+fn a_frozen_controller_is_ended_and_leaks_nothing_if_strict() -> Result<()> {
+    /// kubelet notices within 20 seconds and starts another; the rest is for a busy machine.
+    const ENDED_WITHIN: Duration = Duration::from_mins(1);
+    let bed = Bed::take("frozen", 155)?;
+    let freeze = || {
+        bed.sh("kubectl rollout status deployment/egress-mapper")?;
+        let newest = "kubectl get pods -l name=egress-mapper --sort-by=.metadata.creationTimestamp \
+                      -o jsonpath='{.items[-1:].metadata.name}'";
+        bed.installation.container_of(bed.sh(newest)?.trim())?.freeze()
+    };
+    freeze()?;
+    let frozen = Instant::now();
+    burst(&bed, "frozen", 3)?;
+    // What nobody says of a pod its node cannot know: it leaves with the node's address ...
+    let others = |flow: &tests::Flow| flow.destination == bed.target && flow.source != VIP;
+    eventually(STARTED_WITHIN, || {
+        bed.capture.sources_where(others).is_ok_and(|sources| !sources.is_empty())
+    });
+    // ... until there is another controller.
+    eventually(ENDED_WITHIN, || bed.echoes(bed.target) > 0);
+    println!("a frozen controller: pods have their VIP after {:?}", frozen.elapsed());
+    let is_mapped = || {
+        bed.capture.clear();
+        eventually(STARTED_WITHIN, || bed.echoes(bed.target) > 100);
+        bed.capture.sources_where(others).is_ok_and(|sources| sources.is_empty())
+    };
+    eventually(STARTED_WITHIN, is_mapped);
+    bed.sh("kubectl delete pods -l app=frozen")?;
+
+    bed.be_strict(true)?;
+    let strictly = bed.further_target(165)?;
+    let before = bed.dropped("unsure");
+    freeze()?;
+    let spec = bed.spec().replace(&bed.target.to_string(), &strictly.to_string());
+    bed.installation.apply(&pods("frozen", 3, &spec))?;
+    eventually(STARTED_WITHIN, || bed.dropped("unsure") > before);
+    eventually(STARTED_WITHIN, || bed.echoes(strictly) > 300);
+    bed.sh("kubectl delete pods -l app=frozen")?;
+    bed.capture.assert_only_source(VIP.into(), strictly, 300);
+    bed.be_strict(false)
 }
 
 #[test]
