@@ -156,13 +156,28 @@ impl Container<'_> {
         self.ctr(&["tasks", "kill", "-s", "SIGSTOP", &self.id]).map(drop)
     }
 
-    /// Whether another container of the same pod runs.
-    pub fn has_successor(&self) -> Result<bool> {
+    /// Kills the process that keeps the pod's network; kubelet makes another sandbox, with another
+    /// address.
+    pub fn kill_sandbox(&self) -> Result<()> {
+        let sandboxes = self.of_pod("sandbox")?;
+        ensure!(!sandboxes.is_empty(), "the pod {} has no sandbox", self.pod);
+        sandboxes
+            .lines()
+            .try_for_each(|id| self.ctr(&["tasks", "kill", "-s", "SIGKILL", id]).map(drop))
+    }
+
+    /// The ids of all containers of that kind that the pod has.
+    fn of_pod(&self, kind: &str) -> Result<String> {
         let filter = format!(
-            "labels.\"io.kubernetes.pod.name\"=={},labels.\"io.cri-containerd.kind\"==container",
+            "labels.\"io.kubernetes.pod.name\"=={},labels.\"io.cri-containerd.kind\"=={kind}",
             self.pod
         );
-        let containers = self.ctr(&["containers", "list", "-q", &filter])?;
+        self.ctr(&["containers", "list", "-q", &filter])
+    }
+
+    /// Whether another container of the same pod runs.
+    pub fn has_successor(&self) -> Result<bool> {
+        let containers = self.of_pod("container")?;
         let tasks = self.ctr(&["tasks", "list"])?;
         let runs = |id: &str| tasks.lines().any(|t| t.starts_with(id) && t.contains("RUNNING"));
         Ok(containers.lines().any(|id| id != self.id && runs(id)))

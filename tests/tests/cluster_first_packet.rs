@@ -1,6 +1,7 @@
 //! Pods of a real Kubernetes whose first act is to send: none of their packets leaves with another
 //! address than the VIP, however they come and go.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -281,6 +282,32 @@ fn a_frozen_controller_is_ended_and_leaks_nothing_if_strict() -> Result<()> {
     bed.sh("kubectl delete pods -l app=frozen")?;
     bed.capture.assert_only_source(VIP.into(), strictly, 300);
     bed.be_strict(false)
+}
+
+#[test]
+fn a_pod_whose_sandbox_is_made_anew_keeps_its_vip_with_its_new_address() -> Result<()> {
+    let bed = Bed::take("anew", 156)?;
+    burst(&bed, "anew", 4)?;
+    bed.assert_heard(4);
+    bed.sh("kubectl wait --for=condition=Ready --timeout=180s pods -l app=anew")?;
+    let list = "kubectl get pods -l app=anew -o jsonpath='{.items[*].status.podIP}'";
+    let addresses = || -> Result<BTreeSet<String>> {
+        Ok(bed.sh(list)?.split_whitespace().map(str::to_owned).collect())
+    };
+    let before = addresses()?;
+    for number in 0..4 {
+        bed.installation.container_of(&format!("anew-{number}"))?.kill_sandbox()?;
+    }
+    eventually(STARTED_WITHIN, || {
+        addresses().is_ok_and(|now| now.len() == 4 && now.is_disjoint(&before))
+    });
+    println!("{} of 4 first packets with a new address arrived", bed.first_packets() - 4);
+    let echoes = bed.echoes(bed.target);
+    eventually(STARTED_WITHIN, || bed.echoes(bed.target) > echoes + 300);
+    bed.assert_heard(4);
+    bed.sh("kubectl delete pods -l app=anew")?;
+    bed.assert_heard(4);
+    Ok(())
 }
 
 #[test]

@@ -132,8 +132,20 @@ fn what_its_node_has_learnt_counts_until_the_api_knows() {
     assert_eq!(outcome(&by_another_node).mapped(), [""; 0]);
 
     let known = new_pod("pod1", UID).with(|pod| pod.ips = vec!["10.244.0.2".parse().unwrap()]);
-    let known = reports(covered(known), "node1", UID, &["10.244.0.1"]);
-    assert_eq!(outcome(&known).mapped(), [format!("10.244.0.2 {VIP}")]);
+    let known = reports(covered(known), "node2", UID, &["10.244.0.1"]);
+    assert_eq!(outcome(&known).mapped(), [format!("10.244.0.2 {VIP}")], "of another node");
+}
+
+#[test]
+fn a_pod_whose_sandbox_is_made_anew_has_its_new_address_before_the_api_knows() {
+    let before = pod("pod1", &["10.244.0.1"]).with(|pod| UID.clone_into(&mut pod.uid));
+    let anew = reports(covered(before), "node1", UID, &["10.244.0.2", "192.168.122.12"]);
+    let both = [format!("10.244.0.1 {VIP}"), format!("10.244.0.2 {VIP}")];
+    assert_eq!(outcome(&anew).mapped(), both);
+    assert_eq!(addresses(&anew), [format!("node1 {UID} 10.244.0.1,10.244.0.2")]);
+    let older = pod("pod2", &["10.244.0.2"]).with(|pod| OTHER.clone_into(&mut pod.uid));
+    let taken = outcome(&anew.pod(older)).mapped();
+    assert_eq!(taken, [format!("10.244.0.1 {VIP}")], "what the API knows counts first");
 }
 
 #[test]
