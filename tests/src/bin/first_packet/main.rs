@@ -82,19 +82,26 @@ fn main() -> Result<()> {
     let monitor = Monitor::start(installation.cluster())?;
     let mut covered = lab.run("covered", options.pods, at_once, true)?;
     let bursts = lab.run("burst", options.bursts * usize::from(BURST), BURST, true)?;
-    let holder = lab.holder()?;
+    let holder = lab.of_vip("holder")?;
+    let path = lab.of_vip("path")?;
     let (own, at_holder) = monitor.delays(&covered, &holder);
     drop(monitor);
 
-    let restarted = lab.while_("kubectl rollout restart deployment/egress-mapper", || {
-        lab.run("restarted", options.restarted, at_once, true)
-    })?;
-    lab.be_strict()?;
-    let kill = "kubectl delete pods -l name=egress-mapper --grace-period=0 --force";
-    let killed = lab.while_(kill, || lab.run("killed", options.killed, at_once, true))?;
+    let (mut restarted, mut killed) = (Vec::new(), Vec::new());
+    if options.restarted > 0 {
+        restarted = lab.while_("kubectl rollout restart deployment/egress-mapper", || {
+            lab.run("restarted", options.restarted, at_once, true)
+        })?;
+    }
+    if options.killed > 0 {
+        lab.be_strict()?;
+        let kill = "kubectl delete pods -l name=egress-mapper --grace-period=0 --force";
+        killed = lab.while_(kill, || lab.run("killed", options.killed, at_once, true))?;
+    }
 
     covered.extend(bursts.iter().cloned());
     print(&covered, &bursts, &[("restarted", &restarted), ("killed, strictly", &killed)], &holder)?;
+    table("path that nodes took in the end", &options.path.to_string(), &path)?;
     table("CNI result → programmed on the pod's node, p99", "10 ms", &distribution(own))?;
     table("CNI result → programmed on the holder, p99", "120 ms", &distribution(at_holder))?;
     print_uncovered(&without, &with)
@@ -132,7 +139,7 @@ fn print(
     let bursts_first = first_packets(&bursts.iter().collect::<Vec<_>>());
     let text = format!("{}, first packet: {bursts_first}", counted(bursts));
     table("of these, in bursts of 50", "0", &text)?;
-    for (name, starts) in without_controller {
+    for (name, starts) in without_controller.iter().filter(|(_, starts)| !starts.is_empty()) {
         let first = first_packets(&starts.iter().collect::<Vec<_>>());
         let text = format!("{}, first packet: {first}", counted(starts));
         table(&format!("the same with the controller {name}"), "0 leaked", &text)?;
@@ -187,10 +194,10 @@ impl Laboratory<'_> {
         self.installation.cluster().wait_rollout("default", what, ROLLED_OUT).map(drop)
     }
 
-    fn holder(&self) -> Result<String> {
-        let holder =
-            self.installation.sh("kubectl get vip first -o jsonpath='{.status.holder}'")?;
-        Ok(holder.trim().to_owned())
+    /// A field of the Vip's status.
+    fn of_vip(&self, field: &str) -> Result<String> {
+        let line = format!("kubectl get vip first -o jsonpath='{{.status.{field}}}'");
+        Ok(self.installation.sh(&line)?.trim().to_owned())
     }
 
     /// From now on unknown pods never leave.
