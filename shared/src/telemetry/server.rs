@@ -208,6 +208,8 @@ mod tests {
     async fn a_port_that_is_taken_is_named() {
         let taken = listen(LOCALHOST).await.unwrap();
         let addr = taken.local_addr().unwrap();
-        assert_eq!(listen(addr).await.unwrap_err().to_string(), format!("cannot listen on {addr}"));
+        let error = listen(addr).await.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("cannot listen on {addr} (")), "{error}");
+        assert!(error.ends_with("choose another address or port with --listen"), "{error}");
     }
 }
