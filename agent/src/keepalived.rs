@@ -122,7 +122,7 @@ impl Launcher {
         work.stay();
         // A keepalived that runs already goes by what was known of the agent before.
         if !work.supervisor.is_running() {
-            work.state.hear_agent(false);
+            work.state.assume_no_agent();
         }
         work.hear_agent(&verdict.borrow_and_update());
         let (mut look_at, mut read_at) = (Instant::now() + INTERVAL, Instant::now());

@@ -16,18 +16,22 @@ const APART: Duration = Duration::from_secs(2);
 pub(super) struct Readiness {
     is_ready: bool,
     counts_for_all_at: Instant,
+    /// Nothing was heard of the agent yet: the first news counts at once.
+    assumed: bool,
 }
 
 impl Readiness {
-    /// The first that is heard counts at once.
-    pub(super) const fn first(is_ready: bool, now: Instant) -> Self {
-        Self { is_ready, counts_for_all_at: now }
+    /// Of an agent that nothing was heard of yet: not ready.
+    pub(super) const fn unheard(now: Instant) -> Self {
+        Self { is_ready: false, counts_for_all_at: now, assumed: true }
     }
 
     /// Hears the news.
     pub(super) fn hear(&mut self, is_ready: bool, now: Instant) {
-        if is_ready != self.is_ready {
-            *self = Self { is_ready, counts_for_all_at: now + APART };
+        if self.assumed {
+            *self = Self { is_ready, counts_for_all_at: now, assumed: false };
+        } else if is_ready != self.is_ready {
+            *self = Self { is_ready, counts_for_all_at: now + APART, assumed: false };
         }
     }
 
@@ -55,7 +59,9 @@ mod tests {
     async fn the_holder_counts_itself_out_last_and_the_others_count_themselves_in_last() {
         let start = Instant::now();
         let after = |millis| start + Duration::from_millis(millis);
-        let mut readiness = Readiness::first(true, start);
+        let mut readiness = Readiness::unheard(start);
+        assert_eq!(counts(readiness, start), [false, false]);
+        readiness.hear(true, start);
         assert_eq!(counts(readiness, start), [true, true]);
 
         readiness.hear(false, after(1000));
@@ -79,7 +85,8 @@ mod tests {
             let start = Instant::now();
             let after = |millis| start + Duration::from_millis(millis);
             let [holder, other] = [0, 1].map(|node| {
-                let mut readiness = Readiness::first(true, start);
+                let mut readiness = Readiness::unheard(start);
+                readiness.hear(true, start);
                 for (at, is_ready) in [(lost[node], false), (found[node], true)] {
                     if at <= look {
                         readiness.hear(is_ready, after(at));

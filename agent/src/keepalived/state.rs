@@ -65,9 +65,14 @@ impl State {
         Self { settles_at, ours, earned: Earned::new(advert_interval), ..Self::default() }
     }
 
+    /// Until the agent is heard of, it is not ready.
+    pub(super) fn assume_no_agent(&mut self) {
+        self.readiness.get_or_insert(Readiness::unheard(Instant::now()));
+    }
+
     pub(super) fn hear_agent(&mut self, is_ready: bool) {
         let now = Instant::now();
-        self.readiness.get_or_insert(Readiness::first(is_ready, now)).hear(is_ready, now);
+        self.readiness.get_or_insert(Readiness::unheard(now)).hear(is_ready, now);
     }
 
     pub(super) fn learn(&mut self, changes: Vec<Change>) {

@@ -1,5 +1,6 @@
 //! Mappings from the API server: `ConfigMaps` of one namespace, each watched by its name, but for the blocks of VIPs,
-//! of which a node watches those that are its own. A node that may hold VIPs watches the pods and blocks of all nodes.
+//! of which a node watches those that are its own. A node that may hold VIPs, or holds one,
+//! watches the pods and blocks of all nodes.
 //!
 //! Nothing is told before all that is watched was listed once, so that a half-read state is never acted on. After
 //! that an object that is gone is told as missing, which leaves its last content in use, and an outage is told to
@@ -9,7 +10,13 @@ mod board;
 mod follower;
 mod watch;
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
+
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::SockaddrStorage;
+use tracing::warn;
 
 use self::board::Board;
 use self::follower::Follower;
@@ -48,7 +55,7 @@ impl ApiSource {
 
     fn start(api: ApiThread, node: &str, watches: &[Watch], metrics: SourceMetrics) -> Self {
         let source = Self {
-            board: Arc::new(Board::new(node, watches)),
+            board: Arc::new(Board::new(node, own_addresses(), watches)),
             api,
             node: node.to_owned(),
             metrics,
@@ -90,4 +97,17 @@ impl ApiSource {
         };
         self.api.runtime().spawn(follower.run());
     }
+}
+
+/// None where the kernel does not tell: candidates alone count then.
+fn own_addresses() -> BTreeSet<IpAddr> {
+    let found =
+        getifaddrs().inspect_err(|error| warn!("cannot read this node's addresses: {error}"));
+    let addresses = found.into_iter().flatten().filter_map(|of| of.address);
+    addresses.filter_map(|address| address_of(&address)).collect()
+}
+
+fn address_of(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|address| address.ip().into());
+    v4.or_else(|| address.as_sockaddr_in6().map(|address| address.ip().into()))
 }

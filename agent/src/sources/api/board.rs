@@ -4,10 +4,11 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use shared::config_map::{CANDIDATES, decode_candidates};
+use shared::config_map::{CANDIDATES, ROUTE_IDS, decode_candidates, decode_route_ids};
 use shared::mappings::{Change, Content};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -21,6 +22,8 @@ type Data = BTreeMap<String, String>;
 /// Followers write on it, the source reads it.
 pub(super) struct Board {
     node: String,
+    /// The addresses that the node had when this began: a VIP among them is held here.
+    own: BTreeSet<IpAddr>,
     state: Mutex<State>,
     news: Notify,
 }
@@ -51,10 +54,10 @@ struct Pending {
 }
 
 impl Board {
-    pub(super) fn new(node: &str, watches: &[Watch]) -> Self {
+    pub(super) fn new(node: &str, own: BTreeSet<IpAddr>, watches: &[Watch]) -> Self {
         let unlisted = watches.iter().copied().collect();
         let state = State { unlisted, ..State::default() };
-        Self { node: node.to_owned(), state: Mutex::new(state), news: Notify::new() }
+        Self { node: node.to_owned(), own, state: Mutex::new(state), news: Notify::new() }
     }
 
     /// These are all objects that the watch finds.
@@ -167,6 +170,11 @@ impl Board {
             let candidates = decode_candidates(&name, &data).entries;
             let named = candidates.values().flatten().any(|node| *node == self.node);
             state.widen_if(named);
+        }
+        if name == ROUTE_IDS {
+            // Also a holder that is no candidate any more serves the pods of others until the VIP has left.
+            let vips = decode_route_ids(&name, &data).entries;
+            state.widen_if(vips.keys().any(|vip| self.own.contains(&vip.addr())));
         }
         state.pending.insert(name, Pending { whole: Some(data), missing: false });
     }

@@ -22,7 +22,7 @@ fn texts(batch: Option<Batch>) -> Vec<String> {
 
 /// Everything listed but for the candidates.
 fn all_but_candidates() -> Board {
-    let board = Board::new("n1", &NAMED);
+    let board = Board::new("n1", BTreeSet::new(), &NAMED);
     board.listed(Watch::RouteIds, object("vip-routeid-mappings", "192.168.0.1", "7"));
     board.listed(Watch::Networks, BTreeMap::new());
     board.listed(Watch::PodsOfNode, object("podip-vip-mappings-n1", "10.0.0.1", ""));
@@ -68,6 +68,21 @@ fn a_node_that_may_hold_vips_waits_for_the_pods_of_others() {
         let told = texts(board.take());
         assert_eq!(told[1], "podip-vip-mappings-n1 = {\"10.0.0.1\": \"\"}", "its own watch counts");
         assert_eq!(told[2], "podip-vip-mappings-n2 = {\"10.0.0.2\": \"\"}");
+    }
+}
+
+#[test]
+fn a_node_that_is_no_candidate_waits_for_the_pods_of_others_if_it_holds_a_vip() {
+    for holds in [true, false] {
+        let own = if holds { ["192.168.0.1".parse().unwrap()].into() } else { BTreeSet::new() };
+        let board = Board::new("n1", own, &NAMED);
+        let route_ids = object("vip-routeid-mappings", "192.168.0.1", "1");
+        board.listed(Watch::RouteIds, route_ids);
+        for watch in NAMED.into_iter().filter(|watch| *watch != Watch::RouteIds) {
+            board.listed(watch, object("vip-candidates", "192.168.0.1", "n2"));
+        }
+        assert_eq!(board.take_wider(), holds);
+        assert_eq!(board.take().unwrap().waiting.is_some(), holds);
     }
 }
 
@@ -133,7 +148,11 @@ fn blocks() -> Data {
 
 #[test]
 fn a_node_hears_of_its_own_blocks_and_a_gateway_of_all() {
-    let board = Board::new("n1", &[Watch::BlocksOfNode, Watch::PodsOfNode, Watch::Candidates]);
+    let board = Board::new(
+        "n1",
+        BTreeSet::new(),
+        &[Watch::BlocksOfNode, Watch::PodsOfNode, Watch::Candidates],
+    );
     board.listed(Watch::PodsOfNode, BTreeMap::new());
     board.listed(Watch::Candidates, object("vip-candidates", "192.168.0.1", "n2"));
     let waits = "waiting for the API server to list vip-blocks-<VIPs of this node>";
