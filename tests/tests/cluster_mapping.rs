@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tests::{Capture, Family, Installation, RunningPod, UdpProbe, UdpServer, eventually};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(40);
 const PER_SECOND: u32 = 200;
 /// Kubelets wait longer each time before they start a container again.
 const RESTARTED_WITHIN: Duration = Duration::from_mins(3);
