@@ -63,7 +63,7 @@ impl Container {
     fn holds_for_good(&self, vip: &str) -> bool {
         let path = self.files.path().join(format!("priorities/vip-{vip}"));
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.trim().parse::<i16>().is_ok_and(|adds| adds >= 71)
+        text.trim().parse::<i16>().is_ok_and(|adds| adds >= 197)
     }
 
     fn kill(&mut self) -> Result<()> {
