@@ -79,19 +79,24 @@ pub enum Hindrance {
 }
 
 impl DirectVip {
-    /// The ports that new connections get: neighbouring blocks are one range.
+    /// The ports that new connections get.
     pub fn ranges(&self) -> Vec<RangeInclusive<u16>> {
-        let mut ranges: Vec<RangeInclusive<u16>> = Vec::new();
-        for ports in self.open.iter().map(|block| block.ports()) {
-            match ranges.last_mut() {
-                Some(last) if last.end().checked_add(1) == Some(*ports.start()) => {
-                    *last = *last.start()..=*ports.end();
-                }
-                _ => ranges.push(ports),
-            }
-        }
-        ranges
+        ranges(&self.open)
     }
+}
+
+/// The ports of blocks: neighbouring blocks are one range.
+pub fn ranges(blocks: &BTreeSet<Block>) -> Vec<RangeInclusive<u16>> {
+    let mut ranges: Vec<RangeInclusive<u16>> = Vec::new();
+    for ports in blocks.iter().map(|block| block.ports()) {
+        match ranges.last_mut() {
+            Some(last) if last.end().checked_add(1) == Some(*ports.start()) => {
+                *last = *last.start()..=*ports.end();
+            }
+            _ => ranges.push(ports),
+        }
+    }
+    ranges
 }
 
 /// The VIPs of which nodes have blocks, or had them, with what this node makes of them.

@@ -29,7 +29,7 @@ use crate::routing::{Family, MarkMask};
 use parts::Part;
 
 pub use declared::{Declared, DeclaredKind, FRAGMENT_SECONDS, capacity};
-pub use forward::{kept_echoes_set, kept_set, passes_on};
+pub use forward::{kept_echoes_set, kept_set, later_fragments, passes_on};
 
 /// What the tables are called. The family of the first two is `inet`; the ingress table, of family
 /// `netdev`, is called as the main one.

@@ -2,7 +2,8 @@
 
 use shared::RouteId;
 
-use crate::kernel_state::{Observed, SeenRule, SeenTable};
+use crate::kernel_state::{Observed, SeenTable};
+use crate::ruleset::later_fragments;
 
 /// The blocks that the comment of a chain's first rule names.
 fn blocks_of(table: Option<&SeenTable>, chain: &str) -> Option<String> {
@@ -23,10 +24,6 @@ pub(super) fn open(observed: &Observed, id: RouteId) -> Option<String> {
 
 /// To how many nodes something is passed on.
 pub(super) fn passed_on_to(observed: &Observed, id: RouteId) -> usize {
-    let chain =
-        observed.ingress.as_ref().and_then(|table| table.chains.get(&format!("others_{id}")));
-    let to = |rule: &&SeenRule| {
-        rule.comment.as_ref().is_some_and(|comment| comment.starts_with("later fragments, "))
-    };
-    chain.map_or(0, |chain| chain.rules.iter().filter(to).count())
+    let chains = observed.ingress.as_ref().map(|table| &table.chains);
+    chains.and_then(|chains| chains.get(&later_fragments(id))).map_or(0, |chain| chain.rules.len())
 }

@@ -11,7 +11,7 @@ use shared::{Block, RouteId, Vip};
 use super::{
     Chain, Declared, DeclaredKind, Hook, HookKind, HookPoint, INGRESS_COUNTERS, Input, Rule, Table,
 };
-use crate::direct::DirectVip;
+use crate::direct::{self, DirectVip};
 use crate::routing::Family;
 
 /// Whether a chain of the ingress table says what is passed on, and to whom; the others say what is
@@ -90,6 +90,7 @@ pub(super) fn ingress(input: &Input) -> Option<Table> {
             let family = Family::of(vip.addr());
             table.chains.insert(format!("vip_{id}"), for_this_node(family, id, direct));
             table.chains.insert(format!("{OTHERS}{id}"), uplink.for_others(family, direct));
+            table.chains.insert(later_fragments(id), uplink.later_fragments(family, direct));
             for via in direct.others.values() {
                 table.chains.insert(uplink.way_to(*via), uplink.way(*via));
                 let size = FRAGMENTED_PACKETS;
@@ -171,42 +172,36 @@ impl Uplink<'_> {
 
     /// What is for other nodes.
     fn for_others(self, family: Family, direct: &DirectVip) -> Chain {
-        let later = match family {
-            Family::V4 => "ip frag-off & 0x1fff != 0",
-            Family::V6 => "frag frag-off != 0",
-        };
-        let vias: BTreeSet<IpAddr> = direct.others.values().copied().collect();
-        let mut rules: Vec<Rule> = vias
-            .iter()
-            .map(|via| {
-                let follows = format!("{} @{}", fragment(family), self.fragments_for(*via));
-                let text = format!("{later} {follows} {}", self.forward(*via));
-                Rule::of_text(&format!("later fragments, {via}"), text)
-            })
-            .collect();
-        rules.push(Rule::of_text("later fragments of ours", format!("{later} accept")));
         let entries: Vec<_> = direct
             .others
             .iter()
             .map(|(block, via)| format!("{} : goto {}", block.ports().start(), self.way_to(*via)))
             .collect();
         let entries = entries.join(", ");
-        rules.extend(
-            by_block(family)
-                .into_iter()
-                .map(|(why, block)| Rule::of_text(why, format!("{block} vmap {{ {entries} }}"))),
-        );
-        Chain { hook: None, rules }
+        let rules = by_block(family)
+            .into_iter()
+            .map(|(why, block)| Rule::of_text(why, format!("{block} vmap {{ {entries} }}")));
+        Chain { hook: None, rules: rules.collect() }
+    }
+
+    /// Later fragments of what is for other nodes follow the first.
+    fn later_fragments(self, family: Family, direct: &DirectVip) -> Chain {
+        let vias: BTreeSet<IpAddr> = direct.others.values().copied().collect();
+        let rules = vias.iter().map(|via| {
+            let follows = format!("{} @{}", fragment(family), self.fragments_for(*via));
+            Rule::of_text(&via.to_string(), format!("{follows} {}", self.forward(*via)))
+        });
+        Chain { hook: None, rules: rules.collect() }
     }
 
     fn way(self, via: IpAddr) -> Chain {
         let family = Family::of(via);
-        let (first, add) = match family {
-            Family::V4 => ("ip frag-off & 0x2000 != 0", "add"),
-            Family::V6 => ("frag more-fragments 1", "add"),
+        let first = match family {
+            Family::V4 => "ip frag-off & 0x2000 != 0",
+            Family::V6 => "frag more-fragments 1",
         };
         let set = self.fragments_for(via);
-        let remember = format!("{first} {add} @{set} {{ {} }}", fragment(family));
+        let remember = format!("{first} add @{set} {{ {} }}", fragment(family));
         let rules = vec![
             Rule::of_text("first fragment", remember),
             Rule::of_text("whose ports they are", self.forward(via)),
@@ -215,15 +210,33 @@ impl Uplink<'_> {
     }
 }
 
+/// The chain of the fragments after the first, of packets to a VIP: a rule for each node to which they
+/// may be passed on.
+pub fn later_fragments(id: RouteId) -> String {
+    format!("{OTHERS}{id}_later")
+}
+
 /// What is for this node itself, then the rest.
 fn for_this_node(family: Family, id: RouteId, direct: &DirectVip) -> Chain {
     let own: Vec<_> = direct.own.iter().map(|block| block.ports().start().to_string()).collect();
     let own = own.join(", ");
-    let mut rules = Vec::new();
+    let later = match family {
+        Family::V4 => "ip frag-off & 0x1fff != 0",
+        Family::V6 => "frag frag-off != 0",
+    };
+    // They have no ports, but the kernel reads some all the same: in IPv6 from the flow label.
+    let later = format!("{later} goto {}", later_fragments(id));
+    let mut rules = vec![Rule::of_text("later fragments", later)];
     if !direct.own.is_empty() {
-        rules.extend(by_block(family).into_iter().map(|(why, block)| {
-            Rule::of_text(&format!("own {why}"), format!("{block} {{ {own} }} accept"))
-        }));
+        let [(ports, of_ports), others @ ..] =
+            by_block(family).map(|(why, block)| (why, format!("{block} {{ {own} }} accept")));
+        // Nearly all packets meet this: a range takes no look-up.
+        let of_ports = match direct::ranges(&direct.own).as_slice() {
+            [ports] => format!("{PORTS} {}-{} accept", ports.start(), ports.end()),
+            _ => of_ports,
+        };
+        let own = [(ports, of_ports)].into_iter().chain(others);
+        rules.extend(own.map(|(why, text)| Rule::of_text(&format!("own {why}"), text)));
     }
     let reply = match family {
         Family::V4 => "icmp type echo-reply",
@@ -237,6 +250,8 @@ fn for_this_node(family: Family, id: RouteId, direct: &DirectVip) -> Chain {
     ]);
     Chain { hook: None, rules }
 }
+
+const PORTS: &str = "meta l4proto { tcp, udp } th dport";
 
 /// The ways in which a packet to a VIP says in which block it belongs: matches that end with that
 /// block's first number. ICMP errors quote a packet that has left with the VIP.
@@ -259,7 +274,7 @@ fn by_block(family: Family) -> [(&'static str, String); 4] {
         Family::V6 => ("@th,112,8 { 6, 17 } @th,384,16", "@th,112,8 58 @th,384,8 128 @th,416,16"),
     };
     [
-        ("ports", format!("meta l4proto {{ tcp, udp }} th dport {bits}")),
+        ("ports", format!("{PORTS} {bits}")),
         ("echo ids", format!("{reply} {bits}")),
         ("errors, by port", format!("{errors} {quoted_ports} {bits}")),
         ("errors, by echo id", format!("{errors} {quoted_id} {bits}")),
