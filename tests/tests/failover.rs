@@ -41,6 +41,11 @@ fn survives(gateways: &mut Gateways, fault: Fault) -> Result<Vec<Outcome>> {
     for watch in &watches {
         watch.goes_on(SOON)?;
     }
+    if fault == Fault::Unplugged {
+        // Linux tells of a lost carrier up to a second later. A node that was never told has never lost
+        // anything, and may take its VIPs back by its priority.
+        assert!(wait_until(SOON, moved), "{fault:?}: the node does not notice");
+    }
     gateways.mend(fault, holder)?;
     let after = gateways.holders()?;
     if fault.moves() && fault != Fault::KeepalivedFrozen {

@@ -10,13 +10,15 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
 use super::{Family, Lab};
-use crate::command::run_with_input;
+use crate::command::run_within;
 use crate::host::{Host, write_sysctl};
 use crate::rules;
 use crate::wait::wait_until;
 
 const IP_BATCH: [&str; 3] = ["ip", "-batch", "-"];
 const BRIDGE: &str = "mcast_snooping 0 forward_delay 0";
+/// The kernel has namespaces made one after the other, and those that go are in the way.
+const MADE_WITHIN: Duration = Duration::from_secs(90);
 const LINKS_WITHIN: Duration = Duration::from_secs(10);
 /// What VXLAN leaves of 1500.
 const POD_MTU: u16 = 1450;
@@ -25,10 +27,10 @@ const POD_MTU: u16 = 1450;
 pub(super) fn build(lab: &Lab) -> Result<()> {
     let namespaces: Vec<String> =
         lab.hosts().map(|host| format!("netns add {}", host.netns)).collect();
-    run_with_input(&IP_BATCH, &namespaces.join("\n"))?;
+    run_within(MADE_WITHIN, &IP_BATCH, &namespaces.join("\n"))?;
     // Before the links: an interface takes its defaults from the namespace when it appears.
     each(lab.hosts(), |host| host.enter(|| sysctls(lab, host))?)?;
-    run_with_input(&IP_BATCH, &links(lab))?;
+    run_within(MADE_WITHIN, &IP_BATCH, &links(lab))?;
     each(lab.hosts(), |host| {
         let batch = set_up(lab, host);
         host.run_with_input(&IP_BATCH, &batch).map(drop)
