@@ -269,6 +269,9 @@ impl Agent {
             due.sync_by(Instant::now());
         }
         self.direct.claim(&self.sync);
+        if !self.sync.held().is_empty() {
+            self.source.holds_vip();
+        }
         match outcome {
             Ok(steps) => {
                 self.direct.count(&self.sync);

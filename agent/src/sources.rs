@@ -29,6 +29,14 @@ impl Source {
             Self::Api(api) => Ok(api.next().await),
         }
     }
+
+    /// This node holds a VIP, also if nobody said that it may: it serves the pods of other nodes.
+    pub fn holds_vip(&self) {
+        match self {
+            Self::Directory(_) => {}
+            Self::Api(api) => api.holds_vip(),
+        }
+    }
 }
 
 /// What changed since the batch before.

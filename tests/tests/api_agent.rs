@@ -150,6 +150,22 @@ async fn a_node_reads_its_own_pods_and_those_of_others_once_it_may_hold_a_vip() 
 }
 
 #[tokio::test]
+async fn a_node_to_which_a_vip_comes_against_all_plans_serves_the_pods_of_others() -> Result<()> {
+    let bed = Bed::new().await?;
+    bed.put("vip-candidates", &[(VIP, "n2")]).await?;
+    bed.publish().await?;
+    bed.put("podip-vip-mappings-n1", &[("10.244.1.11", VIP)]).await?;
+    bed.put("podip-vip-mappings-n2", &[("10.244.2.11", VIP)]).await?;
+    let mut agent = bed.agent(1)?;
+    agent.wait_ready()?;
+    bed.await_mapping(1, "10.244.1.11");
+    assert!(!bed.maps(1, "10.244.2.11"), "not its business");
+    bed.lab.hold_vip(1, VIP.parse()?)?;
+    bed.await_mapping(1, "10.244.2.11");
+    agent.stop()
+}
+
+#[tokio::test]
 async fn what_vanishes_or_is_nonsense_takes_no_rule_away() -> Result<()> {
     let bed = Bed::new().await?;
     bed.publish().await?;

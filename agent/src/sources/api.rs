@@ -87,6 +87,11 @@ impl ApiSource {
         }
     }
 
+    /// This node holds a VIP, so the pods of other nodes are its business from now on.
+    pub fn holds_vip(&self) {
+        self.board.holds();
+    }
+
     fn follow(&self, watch: Watch) {
         let follower = Follower {
             watch,

@@ -22,7 +22,7 @@ type Data = BTreeMap<String, String>;
 /// Followers write on it, the source reads it.
 pub(super) struct Board {
     node: String,
-    /// The addresses that the node had when this began: a VIP among them is held here.
+    /// The addresses that the node had when this began: a VIP among them was held here.
     own: BTreeSet<IpAddr>,
     state: Mutex<State>,
     news: Notify,
@@ -128,6 +128,16 @@ impl Board {
     /// Wakes up when something is written after this call.
     pub(super) fn news(&self) -> Notified<'_> {
         self.news.notified()
+    }
+
+    /// This node holds a VIP now.
+    pub(super) fn holds(&self) {
+        let mut state = self.state();
+        state.widen_if(true);
+        if state.widen {
+            drop(state);
+            self.news.notify_waiters();
+        }
     }
 
     /// Whether somebody has to start what a node watches that may hold VIPs.

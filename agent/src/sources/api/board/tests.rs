@@ -87,6 +87,18 @@ fn a_node_that_is_no_candidate_waits_for_the_pods_of_others_if_it_holds_a_vip() 
 }
 
 #[test]
+fn a_node_to_which_a_vip_comes_hears_of_the_pods_of_others_whoever_was_meant_to_hold_it() {
+    let board = all_but_candidates();
+    board.listed(Watch::Candidates, object("vip-candidates", "192.168.0.1", "n2"));
+    drop(board.take());
+    assert!(!board.take_wider());
+    board.holds();
+    assert!(board.take_wider());
+    board.holds();
+    assert!(!board.take_wider(), "only once");
+}
+
+#[test]
 fn a_node_that_becomes_a_candidate_later_goes_on_meanwhile_and_never_narrows() {
     let board = all_but_candidates();
     board.listed(Watch::Candidates, object("vip-candidates", "192.168.0.1", "n2"));
