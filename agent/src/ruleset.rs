@@ -12,6 +12,7 @@
 mod chains;
 mod declared;
 mod forward;
+mod loaded;
 mod parts;
 
 use std::borrow::Cow;
@@ -20,7 +21,6 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use nftables::stmt::Statement;
 use shared::{RouteId, Vip};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -28,8 +28,9 @@ use crate::direct::DirectVip;
 use crate::routing::{Family, MarkMask};
 use parts::Part;
 
-pub use declared::{Declared, DeclaredKind, FRAGMENT_SECONDS, capacity};
+pub use declared::{BURST_SECONDS, Declared, DeclaredKind, FRAGMENT_SECONDS, capacity};
 pub use forward::{kept_echoes_set, kept_set, later_fragments, passes_on};
+pub use loaded::{Loaded, Metered};
 
 /// What the tables are called. The family of the first two is `inet`; the ingress table, of family
 /// `netdev`, is called as the main one.
@@ -204,7 +205,7 @@ pub struct Rule {
     /// Why it is there, and a digest of what it says. Two rules with the same comment are the same.
     pub comment: String,
     /// What is loaded; empty where that is the text.
-    pub statements: Vec<Statement<'static>>,
+    pub statements: Vec<Loaded>,
 }
 
 impl Rule {
@@ -298,6 +299,7 @@ impl Ruleset {
                     .map(map)
                     .into_iter()
                     .chain(Family::ALL.into_iter().flat_map(of_node))
+                    .chain(chains::bursts(input))
                     .collect(),
                 chains: chains::main(input),
             },

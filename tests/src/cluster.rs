@@ -142,13 +142,17 @@ pub fn kernel_text(node: &Host, handles: bool) -> Result<KernelText> {
     })
 }
 
-/// Without the elements that go by themselves: pods that were unmapped a moment ago.
+/// Without the elements that go by themselves: pods that were unmapped a moment ago, and whom
+/// connections of a moment ago were for.
 fn without_passing(ruleset: &str) -> String {
     let mut passing = false;
     let mut kept = String::new();
+    let begins =
+        |line: &str| ["\tset leaving", "\tset bursts"].iter().any(|set| line.contains(set));
     for line in ruleset.split_inclusive('\n') {
-        passing = (passing || line.contains("\tset leaving")) && !line.starts_with("\t}");
-        let of_elements = line.contains("elements = {") || line.contains(" expires ");
+        passing = (passing || begins(line)) && !line.starts_with("\t}");
+        let of_elements =
+            ["elements = {", " expires ", " limit rate "].iter().any(|word| line.contains(word));
         if !(passing && of_elements) {
             kept.push_str(line);
         }

@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use nftables::schema::Nftables;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -78,7 +77,7 @@ impl Nft {
         self.run_json(&commands::of_removal(&self.names)).await
     }
 
-    async fn run_json(&self, commands: &Nftables<'_>) -> Result<(), NftError> {
+    async fn run_json(&self, commands: &commands::Batch) -> Result<(), NftError> {
         let input = serde_json::to_vec(commands).map_err(|source| NftError::Encode { source })?;
         self.run(&["-j", "-f", "-"], &input).await
     }

@@ -61,10 +61,25 @@ fn hook(base: &Base) -> SeenHook {
     SeenHook::Known(Hook { kind, point, device, priority: *priority })
 }
 
+/// nft's number of `inet_proto . ipv4_addr . inet_service`, or `ipv6_addr`: six bits for each.
+const fn burst_key(family: Family) -> u32 {
+    const PROTOCOL: u32 = 12;
+    const SERVICE: u32 = 13;
+    let address = match family {
+        Family::V4 => 7,
+        Family::V6 => 8,
+    };
+    (PROTOCOL << 12) | (address << 6) | SERVICE
+}
+
 /// `None` for anything that we never declare.
 fn declared(set: &Set) -> Option<Declared> {
-    let Set { key_len, data_len, flags, size, .. } = *set;
+    let Set { key_type, key_len, data_len, flags, size, .. } = *set;
     if (flags, data_len) == (FILLED_BY_RULES, 0) {
+        let of_bursts = |family: &Family| burst_key(*family) == key_type;
+        if let Some(family) = Family::ALL.into_iter().find(of_bursts) {
+            return Some(Declared { kind: DeclaredKind::Bursts, family, size });
+        }
         // Two addresses and a number of 32 bits.
         let family = match key_len {
             12 => Family::V4,

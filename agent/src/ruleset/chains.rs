@@ -4,6 +4,7 @@
 mod direct;
 mod guard;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
@@ -16,7 +17,9 @@ use super::parts::{
     is_not, is_not_zero, is_zero, looked_up, map, masked, meta_mark, network, nfproto, number,
     quoted, saddr, set, snat_to, state_in, word, write, write_bits,
 };
-use super::{Chain, Hook, HookKind, HookPoint, Input, Rule, known_set, pod_map, unsure_set};
+use super::{
+    Chain, Declared, Hook, HookKind, HookPoint, Input, Rule, known_set, pod_map, unsure_set,
+};
 use crate::routing::Family;
 
 pub(super) use guard::guard;
@@ -122,6 +125,13 @@ fn when<const N: usize>(why: &str, parts: [Option<Part>; N]) -> Option<Rule> {
     parts.map(|parts| Rule::new(why, parts))
 }
 
+/// The sets that rules of the main table fill.
+pub(super) fn bursts(input: &Input) -> impl Iterator<Item = (Cow<'static, str>, Declared)> {
+    let views = Family::ALL.map(|family| View { input, family });
+    let sets = views.into_iter().flat_map(|view| direct::bursts(&view));
+    sets.map(|(name, declared)| (name.into(), declared))
+}
+
 pub(super) fn main(input: &Input) -> BTreeMap<String, Chain> {
     let views = Family::ALL.map(|family| View { input, family });
     let mut chains = BTreeMap::new();
@@ -159,6 +169,9 @@ pub(super) fn main(input: &Input) -> BTreeMap<String, Chain> {
         add("established4", "established6", established(view));
         add("new4", "new6", new(view));
         add("egress4", "egress6", egress(view));
+        if !direct::decision(view).is_empty() {
+            add("via_holder4", "via_holder6", by_holder(view));
+        }
         add("translate4", "translate6", translation(view));
     }
     for (vip, id) in &input.vips {
@@ -278,7 +291,22 @@ fn egress(view: &View) -> Vec<Rule> {
     let untracked = state_in(&["invalid", "untracked"]);
     let mut rules =
         vec![Rule::new("no translation without tracking", [untracked, count("invalid"), drop()])];
-    rules.extend(direct::decision(view));
+    let direct = direct::decision(view);
+    if direct.is_empty() {
+        rules.extend(by_holder(view));
+    } else {
+        rules.extend(direct);
+        rules.push(Rule::new("any other way", [goto(via_holder(view.family))]));
+    }
+    rules
+}
+
+/// The chain of what takes the holder's path, where there is the other one, too.
+const fn via_holder(family: Family) -> &'static str {
+    suffixed(family, "via_holder4", "via_holder6")
+}
+
+fn by_holder(view: &View) -> Vec<Rule> {
     let otherwise = [
         when(
             "VIP is here",
@@ -288,8 +316,7 @@ fn egress(view: &View) -> Vec<Rule> {
         when("VIP is away", [view.by_vip("away", |vip| view.input.reachable.contains(vip))]),
         when("no usable VIP", [Some(count("held")), Some(drop())]),
     ];
-    rules.extend(otherwise.into_iter().flatten());
-    rules
+    otherwise.into_iter().flatten().collect()
 }
 
 /// A translation to the packet's own address takes the connection's slot, so that no masquerade

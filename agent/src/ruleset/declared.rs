@@ -28,6 +28,9 @@ pub enum DeclaredKind {
     /// Fragmented packets by source, destination and id, put there by rules and gone by themselves
     /// after [`FRAGMENT_SECONDS`].
     Fragments,
+    /// Whom new connections are for, by protocol, address and port, each with how many there may be;
+    /// put there by rules and gone after [`BURST_SECONDS`] without one.
+    Bursts,
     /// Connections by VIP, protocol, the VIP's port, the other address and its port.
     Connections,
     /// Echo requests by VIP, id and whom they are for.
@@ -36,6 +39,9 @@ pub enum DeclaredKind {
 
 /// How long after its first fragment the others of a packet may come, in seconds.
 pub const FRAGMENT_SECONDS: u32 = 2;
+
+/// After how long as many new connections as ever may come at once, in seconds.
+pub const BURST_SECONDS: u32 = 90;
 
 impl Declared {
     /// What nft calls such a thing.
@@ -71,6 +77,11 @@ impl fmt::Display for Declared {
                 let key = forward::fragment(family);
                 let timeout = format!("timeout {FRAGMENT_SECONDS}s");
                 write!(f, "{{ typeof {key}; flags dynamic,timeout; {timeout}; ")?;
+            }
+            DeclaredKind::Bursts => {
+                let key = format!("inet_proto . {address} . inet_service");
+                let timeout = format!("timeout {BURST_SECONDS}s");
+                write!(f, "{{ type {key}; flags dynamic,timeout; {timeout}; ")?;
             }
         }
         if size != 0 {

@@ -11,9 +11,11 @@ use nftables::expr::{
     SetItem, Verdict,
 };
 use nftables::stmt::{
-    Counter, JumpTarget, Mangle, Match, NAT, NATFamily, NATFlag, Operator, Statement, VerdictMap,
+    Counter, JumpTarget, Limit, Mangle, Match, NAT, NATFamily, NATFlag, Operator, SetOp, Statement,
+    VerdictMap,
 };
 
+use super::loaded::{Loaded, Metered};
 use super::unsure_key;
 use crate::routing::Family;
 
@@ -28,7 +30,7 @@ pub(super) struct Expr {
 #[derive(Clone, Debug)]
 pub(super) struct Part {
     pub(super) text: String,
-    pub(super) json: Statement<'static>,
+    pub(super) json: Loaded,
 }
 
 fn named(text: impl Into<String>, json: NamedExpression<'static>) -> Expr {
@@ -250,6 +252,13 @@ pub(super) fn network(net: &IpNet) -> Expr {
     )
 }
 
+/// A constant range of ports.
+pub(super) fn port_range(ports: &RangeInclusive<u16>) -> Expr {
+    let (first, last) = (u32::from(*ports.start()), u32::from(*ports.end()));
+    let range = Range { range: [Expression::Number(first), Expression::Number(last)] };
+    Expr { text: format!("{first}-{last}"), json: Expression::Range(Box::new(range)) }
+}
+
 /// A declared set or map, by name.
 pub(super) fn declared(name: &str) -> Expr {
     word(format!("@{name}"))
@@ -296,7 +305,7 @@ pub(super) fn goes_to(chain: &str) -> Expr {
 fn compare(left: Expr, operator: Operator, sign: &str, right: Expr) -> Part {
     Part {
         text: format!("{} {sign}{}", left.text, right.text),
-        json: Statement::Match(Match { left: left.json, right: right.json, op: operator }),
+        json: Statement::Match(Match { left: left.json, right: right.json, op: operator }).into(),
     }
 }
 
@@ -325,14 +334,15 @@ pub(super) fn state_in(states: &[&'static str]) -> Part {
             left: left.json,
             right: Expression::List(states.iter().map(|s| word(*s).json).collect()),
             op: Operator::IN,
-        }),
+        })
+        .into(),
     }
 }
 
 pub(super) fn write(field: Expr, value: Expr) -> Part {
     Part {
         text: format!("{} set {}", field.text, value.text),
-        json: Statement::Mangle(Mangle { key: field.json, value: value.json }),
+        json: Statement::Mangle(Mangle { key: field.json, value: value.json }).into(),
     }
 }
 
@@ -349,7 +359,7 @@ pub(super) fn write_bits(field: &Expr, mask: u32, value: u32) -> Part {
 pub(super) fn choose(key: Expr, verdicts: Expr) -> Part {
     Part {
         text: format!("{} vmap {}", key.text, verdicts.text),
-        json: Statement::VerdictMap(VerdictMap { key: key.json, data: verdicts.json }),
+        json: Statement::VerdictMap(VerdictMap { key: key.json, data: verdicts.json }).into(),
     }
 }
 
@@ -366,7 +376,8 @@ pub(super) fn snat_to(family: Family, address: Expr) -> Part {
             family: Some(family),
             port: None,
             flags: None,
-        })),
+        }))
+        .into(),
     }
 }
 
@@ -387,11 +398,9 @@ pub(super) fn snat_to_ports(
     choice: Choice,
 ) -> Part {
     let Part { text, mut json } = snat_to(family, address.clone());
-    let (first, last) = (u32::from(*ports.start()), u32::from(*ports.end()));
-    if let Statement::SNAT(Some(nat)) = &mut json {
-        nat.port = Some(Expression::Range(Box::new(Range {
-            range: [Expression::Number(first), Expression::Number(last)],
-        })));
+    let ports = port_range(ports);
+    if let Loaded::Known(Statement::SNAT(Some(nat))) = &mut json {
+        nat.port = Some(ports.json);
         nat.flags = (choice == Choice::Random).then(|| [NATFlag::FullyRandom].into());
     }
     let text = match family {
@@ -399,24 +408,47 @@ pub(super) fn snat_to_ports(
         Family::V6 => format!("snat ip6 to [{}]", address.text),
     };
     let flag = if choice == Choice::Random { " fully-random" } else { "" };
-    Part { text: format!("{text}:{first}-{last}{flag}"), json }
+    Part { text: format!("{text}:{}{flag}", ports.text), json }
+}
+
+/// Matches what there is more of, by the set's element for `key`, than `burst` at once and `rate` a
+/// second; nothing when the set has no room for the element.
+pub(super) fn more_than(set: &str, key: Expr, rate: u32, burst: u32) -> Part {
+    let limit = Limit {
+        rate,
+        rate_unit: None,
+        per: Some("second".into()),
+        burst: Some(burst),
+        burst_unit: None,
+        inv: Some(true),
+    };
+    let how_many = format!("limit rate over {rate}/second burst {burst} packets");
+    Part {
+        text: format!("update @{set} {{ {} {how_many} }}", key.text),
+        json: Loaded::Metered(Metered {
+            op: SetOp::Update,
+            elem: key.json,
+            set: format!("@{set}").into(),
+            stmt: [Statement::Limit(limit)],
+        }),
+    }
 }
 
 pub(super) fn count(counter: &'static str) -> Part {
     Part {
         text: format!("counter name \"{counter}\""),
-        json: Statement::Counter(Counter::Named(counter.into())),
+        json: Statement::Counter(Counter::Named(counter.into())).into(),
     }
 }
 
 pub(super) fn accept() -> Part {
-    Part { text: "accept".into(), json: Statement::Accept(None) }
+    Part { text: "accept".into(), json: Statement::Accept(None).into() }
 }
 
 pub(super) fn drop() -> Part {
-    Part { text: "drop".into(), json: Statement::Drop(None) }
+    Part { text: "drop".into(), json: Statement::Drop(None).into() }
 }
 
 pub(super) fn goto(chain: &str) -> Part {
-    Part { text: format!("goto {chain}"), json: Statement::Goto(target(chain)) }
+    Part { text: format!("goto {chain}"), json: Statement::Goto(target(chain)).into() }
 }

@@ -1,37 +1,40 @@
 //! The commands that make a change of tables, in an order that nft accepts.
 
-use nftables::batch::Batch;
+mod batch;
+
 use nftables::schema::{
-    Chain as NfChain, Counter, FlushObject, Map, NfCmd, NfListObject, Nftables, Rule as NfRule,
-    Set, SetFlag, SetType, SetTypeValue, Table as NfTable,
+    Chain as NfChain, Counter, FlushObject, Map, NfCmd, NfListObject, Set, SetFlag, SetType,
+    SetTypeValue, Table as NfTable,
 };
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+
+pub(super) use batch::Batch;
 
 use crate::plan::{TableChange, TablesChange};
 use crate::routing::Family;
 use crate::ruleset::{
-    Chain, Declared, DeclaredKind, HookKind, HookPoint, LEAVING_SECONDS, TableNames,
+    BURST_SECONDS, Chain, Declared, DeclaredKind, HookKind, HookPoint, LEAVING_SECONDS, TableNames,
 };
 
 const FAMILY: NfFamily = NfFamily::INet;
 
-pub(super) fn of_change(names: &TableNames, change: &TablesChange) -> Nftables<'static> {
+pub(super) fn of_change(names: &TableNames, change: &TablesChange) -> Batch {
     let TablesChange { main, guard } = change;
-    let mut batch = Batch::new();
+    let mut batch = Batch::default();
     for (name, change) in [(&names.main, main), (&names.guard, guard)] {
         if let Some(change) = change {
             change_table(&mut batch, name, change);
         }
     }
-    batch.to_nftables()
+    batch
 }
 
-pub(super) fn of_removal(names: &TableNames) -> Nftables<'static> {
-    let mut batch = Batch::new();
+pub(super) fn of_removal(names: &TableNames) -> Batch {
+    let mut batch = Batch::default();
     remove_table(&mut batch, FAMILY, &names.main);
     remove_table(&mut batch, FAMILY, &names.guard);
     remove_table(&mut batch, NfFamily::NetDev, names.ingress());
-    batch.to_nftables()
+    batch
 }
 
 fn table(family: NfFamily, name: &str) -> NfListObject<'static> {
@@ -39,12 +42,12 @@ fn table(family: NfFamily, name: &str) -> NfListObject<'static> {
 }
 
 /// nft 1.0.6 has no `destroy` in JSON: what is added first can be deleted without an error.
-fn remove_table(batch: &mut Batch<'static>, family: NfFamily, name: &str) {
+fn remove_table(batch: &mut Batch, family: NfFamily, name: &str) {
     batch.add(table(family, name));
     batch.delete(table(family, name));
 }
 
-fn change_table(batch: &mut Batch<'static>, name: &str, change: &TableChange) {
+fn change_table(batch: &mut Batch, name: &str, change: &TableChange) {
     let none = std::collections::BTreeSet::default();
     let (fill, remove_chains, remove_declared) = match change {
         TableChange::Replace(wanted) => {
@@ -79,15 +82,7 @@ fn change_table(batch: &mut Batch<'static>, name: &str, change: &TableChange) {
     }
     for (chain, content) in &fill.chains {
         for rule in &content.rules {
-            batch.add(NfListObject::Rule(NfRule {
-                family: FAMILY,
-                table: name.to_owned().into(),
-                chain: chain.clone().into(),
-                expr: rule.statements.clone().into(),
-                handle: None,
-                index: None,
-                comment: Some(rule.comment.clone().into()),
-            }));
+            batch.add_rule(FAMILY, name, chain, rule);
         }
     }
     for chain in remove_chains {
@@ -129,11 +124,15 @@ fn chain_of(table: &str, chain: &str, content: &Chain) -> NfChain<'static> {
     made
 }
 
-fn address(family: Family) -> SetTypeValue<'static> {
-    SetTypeValue::Single(match family {
+const fn address_type(family: Family) -> SetType {
+    match family {
         Family::V4 => SetType::Ipv4Addr,
         Family::V6 => SetType::Ipv6Addr,
-    })
+    }
+}
+
+const fn address(family: Family) -> SetTypeValue<'static> {
+    SetTypeValue::Single(address_type(family))
 }
 
 fn set(table: &str, name: &str, family: Family) -> Set<'static> {
@@ -159,6 +158,16 @@ fn declaration(table: &str, name: &str, declared: Declared) -> NfListObject<'sta
             size,
             flags: Some([SetFlag::Timeout].into_iter().collect()),
             timeout: Some(LEAVING_SECONDS),
+            ..set(table, name, family)
+        })),
+        // nft 1.0.6 does not read `dynamic` as JSON, and adds it where a rule fills the set.
+        DeclaredKind::Bursts => NfListObject::Set(Box::new(Set {
+            size,
+            flags: Some([SetFlag::Timeout].into_iter().collect()),
+            timeout: Some(BURST_SECONDS),
+            set_type: SetTypeValue::Concatenated(
+                [SetType::InetProto, address_type(family), SetType::InetService].to_vec().into(),
+            ),
             ..set(table, name, family)
         })),
         DeclaredKind::Map => NfListObject::Map(Box::new(Map {

@@ -115,6 +115,8 @@ impl<'a> Words<'a, '_> {
                     self.skip("name");
                     self.next();
                 }
+                // Never are there so many connections.
+                "update" => return Outcome::Next,
                 "snat" => {
                     self.skip("snat");
                     self.next();
@@ -347,6 +349,9 @@ impl<'a> Words<'a, '_> {
 }
 
 fn is(value: &Value, constant: &str) -> bool {
+    if let (Value::Number(number), Some((first, last))) = (value, constant.split_once('-')) {
+        return (first.parse().unwrap()..=last.parse().unwrap()).contains(number);
+    }
     match (value, constant.parse::<IpNet>()) {
         (Value::Addr(addr), Ok(net)) => net.contains(addr),
         _ => literal(constant) == *value,

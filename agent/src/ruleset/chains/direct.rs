@@ -9,12 +9,12 @@ use shared::{Block, RouteId, Vip};
 use super::super::parts::{
     Choice, Expr, Part, accept, address, choose, count, ct_mark, ct_original_saddr, daddr, decimal,
     dport, drop, echo_id, goes_to, goto, icmp_type, iifname, is, is_not, is_not_zero, l4proto, map,
-    masked, number, quoted, random_below, saddr, set, snat_to, snat_to_ports, sport, state_in,
-    together, word, write, write_bits,
+    masked, more_than, number, port_range, quoted, random_below, saddr, set, snat_to,
+    snat_to_ports, sport, state_in, together, word, write, write_bits,
 };
-use super::super::{Chain, Input, Rule};
-use super::{View, plain, suffixed, when};
-use crate::direct::DirectVip;
+use super::super::{BURST_SECONDS, Chain, Declared, DeclaredKind, Input, Rule};
+use super::{View, plain, suffixed, via_holder, when};
+use crate::direct::{self, DirectVip};
 use crate::port_use::{Destination, TCP};
 use crate::routing::Family;
 
@@ -33,6 +33,11 @@ impl View<'_> {
         self.direct()
             .filter(|(.., direct)| !direct.own.is_empty())
             .filter_map(|(vip, id, direct)| Some((vip, id, self.input.mask.direct(id)?, direct)))
+    }
+
+    /// Whose new connections get ports here.
+    fn open(&self) -> impl Iterator<Item = (Vip, RouteId, u32, &DirectVip)> {
+        self.owned().filter(|(.., direct)| !direct.open.is_empty())
     }
 
     fn local(&self) -> Option<Part> {
@@ -65,19 +70,20 @@ fn has_ports_left(view: &View) -> Option<Part> {
 /// pods here.
 pub(super) fn decision(view: &View) -> Vec<Rule> {
     let family = view.family;
-    let entries = || {
-        let open = view.owned().filter(|(.., direct)| !direct.open.is_empty());
-        let entries: Vec<_> =
-            open.map(|(vip, id, ..)| (address(vip), goes_to(&format!("direct_{id}")))).collect();
+    let entries = |prefix: &str| {
+        let goes = |id| goes_to(&format!("{prefix}_{id}"));
+        let entries: Vec<_> = view.open().map(|(vip, id, ..)| (address(vip), goes(id))).collect();
         (!entries.is_empty()).then(|| choose(saddr(family), map(entries)))
     };
     let ports = is(l4proto(), set(["tcp", "udp"].map(word)));
     let ping = is(icmp_type(family), word("echo-request"));
     let ports = match has_ports_left(view) {
-        Some(left) => when("a block of ours", [view.local(), Some(ports), Some(left), entries()]),
-        None => when("a block of ours", [view.local(), Some(ports), entries()]),
+        Some(left) => {
+            when("a block of ours", [view.local(), Some(ports), Some(left), entries("burst")])
+        }
+        None => when("a block of ours", [view.local(), Some(ports), entries("burst")]),
     };
-    let pings = when("a block of ours, echo", [view.local(), Some(ping), entries()]);
+    let pings = when("a block of ours, echo", [view.local(), Some(ping), entries("direct")]);
     ports.into_iter().chain(pings).collect()
 }
 
@@ -88,11 +94,49 @@ pub(super) fn chains(view: &View) -> Vec<(String, Chain)> {
         chains.push((format!("holder_{id}"), plain(as_holder(view.family, vip))));
         let Some(mark) = view.input.mask.direct(id) else { continue };
         if !direct.open.is_empty() {
+            chains.push((format!("burst_{id}"), burst(view.family, vip, id, direct)));
             chains.push((format!("direct_{id}"), deciding(view.input, vip, id, mark)));
             chains.extend(with_ports(view.family, vip, id, direct));
         }
     }
     chains
+}
+
+/// Of new connections to one destination (protocol, address, port) so many may come at once for each
+/// block. One that finds no port is dropped, and its sender waits for a second before it tries again.
+const AT_ONCE: u32 = Block::SIZE as u32 * 80 / 100;
+/// And so many a second after that: even if all connections stay, there are ports until connections
+/// were looked at the next time, and destinations of which none are left are no more chosen.
+const A_SECOND: u32 = 10;
+/// No more destinations at a time are looked at.
+const MOST_DESTINATIONS: u32 = 1 << 14;
+
+const _: () =
+    assert!(AT_ONCE + 17 * A_SECOND < Block::SIZE as u32, "a look is due each 15 seconds");
+const _: () = assert!(A_SECOND * BURST_SECONDS >= AT_ONCE, "what is forgotten may come at once");
+
+/// Another set for another number of blocks, for the elements of a set keep their limits.
+fn burst_set(id: RouteId, direct: &DirectVip) -> String {
+    format!("bursts_{id}_{}", direct.open.len())
+}
+
+/// The sets of what new connections are for.
+pub(super) fn bursts(view: &View) -> Vec<(String, Declared)> {
+    let (kind, size) = (DeclaredKind::Bursts, MOST_DESTINATIONS);
+    let declared = Declared { kind, family: view.family, size };
+    view.open().map(|(_, id, _, direct)| (burst_set(id, direct), declared)).collect()
+}
+
+/// What is more than the ports can serve goes via the holder.
+fn burst(family: Family, vip: Vip, id: RouteId, direct: &DirectVip) -> Chain {
+    let blocks = u32::try_from(direct.open.len()).unwrap_or(u32::MAX);
+    let key = together([l4proto(), daddr(family), dport()]);
+    let (rate, at_once) = (A_SECOND * blocks, AT_ONCE * blocks);
+    let more = more_than(&burst_set(id, direct), key, rate, at_once);
+    plain(vec![
+        Rule::new("more than there may be ports for", [more, goto(via_holder(family))]),
+        Rule::new(&format!("VIP {vip}"), [goto(&format!("direct_{id}"))]),
+    ])
 }
 
 fn deciding(input: &Input, vip: Vip, id: RouteId, mark: u32) -> Chain {
@@ -109,8 +153,8 @@ pub(super) fn translations(view: &View) -> Vec<(Expr, Expr)> {
     let mask = view.input.mask;
     let here =
         view.direct().map(|(_, id, _)| (number(mask.here(id)), goes_to(&format!("holder_{id}"))));
-    let open = view.owned().filter(|(.., direct)| !direct.open.is_empty());
-    let direct = open.map(|(_, id, mark, _)| (number(mark), goes_to(&format!("ports_{id}"))));
+    let direct =
+        view.open().map(|(_, id, mark, _)| (number(mark), goes_to(&format!("ports_{id}"))));
     here.chain(direct).collect()
 }
 
@@ -156,20 +200,9 @@ fn with_ports(family: Family, vip: Vip, id: RouteId, direct: &DirectVip) -> Vec<
 /// In the guard: only with the VIP, and a port or echo id of a block of this node.
 pub(super) fn guarded(views: &[View], input: &Input) -> Vec<(String, Chain)> {
     let Some(_) = input.mask.direct_bit() else { return Vec::new() };
-    let mut chains = Vec::new();
-    let marks: Vec<_> = views
-        .iter()
-        .flat_map(View::owned)
-        .map(|(_, id, mark, _)| (number(mark), goes_to(&format!("direct_{id}"))))
-        .collect();
-    let mut rules = Vec::new();
-    if !marks.is_empty() {
-        let mark = masked(ct_mark(), input.mask.mask());
-        rules.push(Rule::new("whose ports", [choose(mark, map(marks))]));
-    }
-    rules.extend(views.iter().map(super::no_egress));
+    let mut rules: Vec<_> = views.iter().map(super::no_egress).collect();
     rules.push(Rule::new("no block of ours", [count("guard"), drop()]));
-    chains.push(("direct".to_owned(), plain(rules)));
+    let mut chains = vec![("direct".to_owned(), plain(rules))];
     for view in views {
         for (vip, id, _, direct) in view.owned() {
             chains.push((format!("direct_{id}"), plain(own_ports(view, vip, direct))));
@@ -182,12 +215,17 @@ fn own_ports(view: &View, vip: Vip, direct: &DirectVip) -> Vec<Rule> {
     let family = view.family;
     let firsts = || set(direct.own.iter().map(|block| decimal(u32::from(*block.ports().start()))));
     let of_block = |field| is(masked(field, BLOCK_BITS), firsts());
+    // Nearly all packets meet this: a range takes no look-up.
+    let of_blocks = match direct::ranges(&direct.own).as_slice() {
+        [ports] => is(sport(), port_range(ports)),
+        _ => of_block(sport()),
+    };
     let from_vip = || is(saddr(family), address(vip));
     let why = format!("VIP {vip}, blocks {}", list(&direct.own));
     let ping = is(icmp_type(family), word("echo-request"));
     let ports = is(l4proto(), set(["tcp", "udp"].map(word)));
     vec![
-        Rule::new(&why, [from_vip(), ports, of_block(sport()), accept()]),
+        Rule::new(&why, [from_vip(), ports, of_blocks, accept()]),
         Rule::new("echo", [from_vip(), ping, of_block(echo_id(family)), accept()]),
         // What is said of a packet that came for one of our ports; it quotes that packet.
         Rule::new(
@@ -199,7 +237,13 @@ fn own_ports(view: &View, vip: Vip, direct: &DirectVip) -> Vec<Rule> {
     ]
 }
 
-/// In the guard's first chain: what takes the direct path.
+/// In the guard's first chain, by mark: what takes the direct path with blocks of this node.
+pub(super) fn guards<'a>(views: &'a [View<'a>]) -> impl Iterator<Item = (Expr, Expr)> {
+    let owned = views.iter().flat_map(View::owned);
+    owned.map(|(_, id, mark, _)| (number(mark), goes_to(&format!("direct_{id}"))))
+}
+
+/// In the guard's first chain: what takes the direct path with others.
 pub(super) fn to_guard(input: &Input) -> Option<Rule> {
     let bit = input.mask.direct_bit()?;
     Some(Rule::new("decided", [is_not_zero(masked(ct_mark(), bit)), goto("direct")]))

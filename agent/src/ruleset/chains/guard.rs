@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use nftables::expr::FibFlag;
 
 use super::super::parts::{
-    accept, count, ct_direction, ct_mark, ct_original_saddr, daddr, declared, drop, fib_type, goto,
-    icmp_type, is, is_not_zero, is_zero, masked, nexthop, number, saddr, set, state_in, status_bit,
-    tcp_syn_and_ack, word,
+    accept, choose, count, ct_direction, ct_mark, ct_original_saddr, daddr, declared, drop,
+    fib_type, goes_to, goto, icmp_type, is, is_not_zero, is_zero, map, masked, nexthop, number,
+    saddr, state_in, status_bit, tcp_syn_and_ack, word,
 };
 use super::super::{Chain, HookKind, HookPoint, Input, Rule, leaving_set, mapped_set};
 use super::{AFTER_SNAT, View, base, by_family, direct, no_egress, plain, suffixed, when};
@@ -21,15 +21,18 @@ pub(in crate::ruleset) fn guard(input: &Input) -> BTreeMap<String, Chain> {
     // multicast reports).
     let mut rules =
         vec![Rule::new("answers of pods", [is(ct_direction(), word("reply")), accept()])];
+    let (here, away) = (|id| number(input.mask.here(id)), |id| number(input.mask.away(id)));
+    let vips = input.vips.values().flat_map(|id| [here(*id), away(*id)]);
+    let known: Vec<_> =
+        vips.map(|mark| (mark, goes_to("decided"))).chain(direct::guards(&views)).collect();
+    if !known.is_empty() {
+        rules.push(Rule::new("decided", [choose(masked(ct_mark(), mask), map(known))]));
+    }
     // Of a VIP that this table does not know any more, what is on its way to the holder still has
     // the pod's own address.
     let away = is_not_zero(masked(ct_mark(), input.mask.away_bit()));
     rules.push(Rule::new("decided", [away, goto("decided")]));
     rules.extend(direct::to_guard(input));
-    let here: Vec<_> = input.vips.values().map(|id| number(input.mask.here(*id))).collect();
-    if !here.is_empty() {
-        rules.push(Rule::new("decided", [is(masked(ct_mark(), mask), set(here)), goto("decided")]));
-    }
     rules.extend([
         Rule::new("began before the mapping", [state_in(&["established", "related"]), accept()]),
         Rule::new("by family", [by_family("undecided4", "undecided6")]),
