@@ -230,6 +230,11 @@ fn flush_pods(pods: &mut crate::pod_tables::PodTables, of_guard: bool) {
     pods.strays.retain(|stray| stray.set.is_main() == of_guard);
 }
 
+/// Of the ingress table's chains.
+fn leads_to_a_node(chain: &str) -> bool {
+    chain.starts_with("to1_")
+}
+
 fn strike_chains(table: &mut ModelTable, damage: &ToTable) {
     let foreign = || ModelRule { text: "accept".into(), comment: None };
     match damage {
@@ -245,11 +250,13 @@ fn strike_chains(table: &mut ModelTable, damage: &ToTable) {
             if !table.chains.is_empty() =>
         {
             let at = at.index(table.chains.len());
-            let Some(chain) = table.chains.values_mut().nth(at) else { return };
+            let Some((name, chain)) = table.chains.iter_mut().nth(at) else { return };
             match damage {
                 ToTable::Empty(_) => chain.rules.clear(),
                 ToTable::Accept(_) => chain.rules.insert(0, foreign()),
                 ToTable::Append(_) => chain.rules.push(foreign()),
+                // Such a chain passes on whatever meets it: no order of steps undoes that in time.
+                ToTable::Hook(_) if leads_to_a_node(name) => {}
                 ToTable::Hook(_) => chain.hook = SeenHook::Other,
                 _ => {
                     if let Some(rule) = chain.rules.first_mut() {
