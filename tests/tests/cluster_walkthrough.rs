@@ -5,11 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tests::{Capture, Family, Installation, RunningPod, UdpProbe, UdpServer, eventually, left_on};
+use tests::{
+    Capture, Family, Installation, RunningPod, UdpProbe, UdpServer, eventually, left_on, wait_until,
+};
 
 const VIP: &str = "192.168.122.222";
 const PORT: u16 = 9100;
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(40);
 
 /// What a pod looks like from outside.
 struct Sight<'a> {
@@ -29,13 +31,27 @@ impl<'a> Sight<'a> {
     fn assert_seen_as(&self, pod: &RunningPod, expected: IpAddr) -> Result<()> {
         let cluster = self.installation.cluster();
         let probe = UdpProbe::start(&cluster.pod_host(pod)?, self.outside, 200)?;
-        eventually(SOON, || probe.seen_as() == Some(expected));
+        let seen = wait_until(SOON, || probe.seen_as() == Some(expected));
+        ensure!(seen, "seen as {:?}, not {expected}:\n{}", probe.seen_as(), self.state());
         let capture = Capture::start(cluster.lab())?;
         let before = probe.received();
         eventually(SOON, || probe.received() > before + 100);
         let sources = capture.sources_where(|flow| flow.destination_port == PORT)?;
         assert_eq!(sources.keys().collect::<Vec<_>>(), [&expected], "seen: {}", capture.text());
         Ok(())
+    }
+
+    /// What the cluster says of itself, for whoever has to find out what went wrong.
+    fn state(&self) -> String {
+        let states = [
+            "kubectl get vips,egresses,configmaps,pods -A -o wide",
+            "kubectl get vips,egresses,configmaps -o yaml",
+            "kubectl logs -l name=egress-mapper --tail=40",
+            "kubectl logs daemonset/kube-egress --all-pods --tail=40 --prefix",
+            "kubectl logs daemonset/kube-keepalived-vip --all-pods --tail=40 --prefix",
+        ];
+        let said = |line| self.installation.sh(line).unwrap_or_else(|error| format!("{error:#}"));
+        states.map(said).join("\n")
     }
 }
 
