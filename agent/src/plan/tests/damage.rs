@@ -230,9 +230,9 @@ fn flush_pods(pods: &mut crate::pod_tables::PodTables, of_guard: bool) {
     pods.strays.retain(|stray| stray.set.is_main() == of_guard);
 }
 
-/// Of the ingress table's chains.
+/// Of the ingress table's chains: each has the number of an uplink and an address.
 fn leads_to_a_node(chain: &str) -> bool {
-    chain.starts_with("to1_")
+    chain.strip_prefix("to").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 fn strike_chains(table: &mut ModelTable, damage: &ToTable) {
