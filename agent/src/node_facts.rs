@@ -110,6 +110,17 @@ impl NodeFacts {
         self.addresses.iter().any(is_it)
     }
 
+    /// Whether the device has an address or leads to a network: pods' devices need neither, but
+    /// for the link-local address that all devices have.
+    pub fn is_used(&self, device: u32) -> bool {
+        let link_local =
+            |addr: IpAddr| matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local());
+        self.addresses.iter().any(|own| own.device == device && !link_local(own.addr))
+            || self.on_link.iter().any(|route| route.device == device)
+            || self.routed.iter().any(|route| route.device == device)
+            || self.gateways.iter().any(|gateway| gateway.device == device)
+    }
+
     /// Those of `vips` that this node holds.
     pub fn held(&self, vips: impl IntoIterator<Item = Vip>) -> BTreeSet<Vip> {
         vips.into_iter().filter(|vip| self.holding(*vip).is_some()).collect()

@@ -241,7 +241,9 @@ impl Agent {
         let mut notices = self.notifications.drain()?;
         notices.insert(first);
         for notice in &notices {
-            self.sync.notice(notice);
+            if !self.sync.notice(notice) {
+                continue;
+            }
             let at = match notice {
                 Notice::Nftables { .. }
                 | Notice::Elements { .. }

@@ -229,10 +229,13 @@ impl Sync {
         &self.memory.facts
     }
 
-    /// Takes in that something has changed in the kernel.
-    pub fn notice(&mut self, notice: &Notice) {
-        self.memory.doubt(notice);
-        self.why = self.why.max(Why::of(notice));
+    /// Takes in that something has changed in the kernel. Whether there is anything to look at.
+    pub fn notice(&mut self, notice: &Notice) -> bool {
+        let counts = self.memory.doubt(notice, self.settings.interface.as_deref());
+        if counts {
+            self.why = self.why.max(Why::of(notice));
+        }
+        counts
     }
 
     /// Has everything looked at again that can be looked at cheaply.

@@ -87,9 +87,12 @@ impl Memory {
         }
     }
 
-    /// Takes in what a notice says may have changed.
-    pub(super) fn doubt(&mut self, notice: &Notice) {
+    /// Takes in what a notice says may have changed, and whether that is anything. `interface` is
+    /// the one that leads to every VIP, if an operator said so.
+    pub(super) fn doubt(&mut self, notice: &Notice, interface: Option<&str>) -> bool {
         let views: &[View] = match notice {
+            Notice::Link { index, name, .. } if !self.matters(*index, Some(name), interface) => &[],
+            Notice::LinkGone { index } if !self.matters(*index, None, interface) => &[],
             Notice::Address { .. } | Notice::Networks | Notice::Routed { .. } => &[View::Facts],
             // Routes, settings and what hooks in at devices go with them, without a notice.
             Notice::Link { .. } | Notice::LinkGone { .. } => {
@@ -102,7 +105,17 @@ impl Memory {
             Notice::Overrun => &View::ALL,
         };
         self.doubted.extend(views);
-        self.link_changed |= matches!(notice, Notice::Link { .. } | Notice::LinkGone { .. });
+        let of_link = matches!(notice, Notice::Link { .. } | Notice::LinkGone { .. });
+        self.link_changed |= of_link && !views.is_empty();
+        !views.is_empty()
+    }
+
+    /// Whether what happens to a device matters: pods' devices come and go all the time. One that
+    /// is to matter later is told of again then, with its address or its route.
+    fn matters(&self, index: u32, name: Option<&str>, interface: Option<&str>) -> bool {
+        let before = self.facts.links.get(&index).map(|link| link.device.name.as_str());
+        let is_named = interface.is_some() && (name == interface || before == interface);
+        is_named || self.facts.is_used(index)
     }
 
     /// Has everything looked at again but pods: reading them takes long, and every change of them
@@ -271,5 +284,60 @@ impl Memory {
             self.holder(set) != holder
                 || count.is_some_and(|count| usize::try_from(count) != Ok(counts.of(set)))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::node_facts::{Link, LocalAddress};
+    use crate::routing::Device;
+
+    /// 2 eth0, 3 spare (no address), 9 a pod's; all looked at.
+    fn looked_at() -> Memory {
+        let link = |index, name: &str| {
+            let device = Device { index, name: name.to_owned() };
+            (index, Link { device, up: true, loopback: false })
+        };
+        let address =
+            |addr: &str, device| LocalAddress { addr: addr.parse().unwrap(), device, usable: true };
+        let facts = NodeFacts {
+            links: [link(2, "eth0"), link(3, "spare"), link(9, "veth9")].into(),
+            addresses: [address("192.0.2.7", 2), address("fe80::2", 2), address("fe80::9", 9)]
+                .into(),
+            ..NodeFacts::default()
+        };
+        Memory { facts, doubted: BTreeSet::new(), ..Memory::default() }
+    }
+
+    #[rstest]
+    #[case::uplink(2, "eth0", true)]
+    #[case::of_a_pod(9, "veth9", false)]
+    #[case::of_a_new_pod(10, "veth10", false)]
+    #[case::named_by_the_operator(3, "spare", true)]
+    #[case::gets_that_name(9, "spare", true)]
+    #[case::had_that_name(3, "other", true)]
+    fn only_devices_that_lead_somewhere_are_looked_at(
+        #[case] index: u32,
+        #[case] name: &str,
+        #[case] expected: bool,
+    ) {
+        let mut memory = looked_at();
+        let notice = Notice::Link { index, name: name.to_owned(), up: false };
+        assert_eq!(memory.doubt(&notice, Some("spare")), expected);
+        assert_eq!(!memory.doubted.is_empty(), expected);
+        assert_eq!(memory.link_changed, expected);
+    }
+
+    #[rstest]
+    #[case::uplink(2, true)]
+    #[case::of_a_pod(9, false)]
+    #[case::unknown(10, false)]
+    fn what_goes_with_a_pod_is_not_looked_at(#[case] index: u32, #[case] expected: bool) {
+        let mut memory = looked_at();
+        assert_eq!(memory.doubt(&Notice::LinkGone { index }, None), expected);
+        assert_eq!(!memory.doubted.is_empty(), expected);
     }
 }

@@ -16,9 +16,10 @@ const FIRST_PORT: u16 = 53;
 const STARTED_WITHIN: Duration = Duration::from_mins(3);
 /// How long pods are listened to after all have been heard.
 const LISTEN: Duration = Duration::from_millis(500);
-/// A datagram at once, which is not sent again; then echo requests and connections.
+/// A datagram at once, which is not sent again; then echo requests and connections, with pauses: processes
+/// without end would take the processor away from what is measured.
 const COMMAND: &str = "timeout -s KILL 1 nslookup -type=a first TARGET >/dev/null & \
-    (while :; do nc -w 1 TARGET 7002 </dev/null; done) & exec ping -q -i 0.02 TARGET";
+    (while :; do nc -w 1 TARGET 7002 </dev/null; usleep 50000; done) & exec ping -q -i 0.02 TARGET";
 
 /// Pods that are started together.
 pub(crate) struct Batch<'a> {
