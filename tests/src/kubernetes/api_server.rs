@@ -190,7 +190,7 @@ metadata: {{namespace: {name}, name: default}}
     /// Stops the API server without a word to its clients, as a lost network does; see
     /// [`ApiServer::thaw`].
     pub fn freeze(&self) -> Result<()> {
-        self.server().signal(Signal::SIGSTOP)
+        self.server().freeze()
     }
 
     /// Undoes [`ApiServer::freeze`].

@@ -5,15 +5,19 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
 use crate::host::Host;
+use crate::wait::wait_until;
 
 /// Lines of a log that are shown in an error.
 const SHOWN_LINES: usize = 15;
+
+const STOPPED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Variables that would lead programs away from the test bed.
 const NOT_INHERITED: [&str; 7] = [
@@ -61,6 +65,26 @@ impl Program {
     pub(super) fn signal(&self, signal: Signal) -> Result<()> {
         signal::kill(Pid::from_raw(self.child.id().cast_signed()), signal)
             .with_context(|| format!("cannot send {signal} to {}", self.name))
+    }
+
+    /// Stops it, and returns when none of its threads runs any more: they stop one by one.
+    pub(super) fn freeze(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        let stopped = || self.states().is_ok_and(|states| states.iter().all(|state| state == "T"));
+        ensure!(wait_until(STOPPED_WITHIN, stopped), "{} does not stop", self.name);
+        Ok(())
+    }
+
+    /// The state of each thread, a letter as in `ps`.
+    fn states(&self) -> Result<Vec<String>> {
+        let mut states = Vec::new();
+        for thread in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let text = fs::read_to_string(thread?.path().join("stat"))?;
+            // After the name, which is in parentheses and may hold anything.
+            let (_, rest) = text.rsplit_once(") ").context("no state")?;
+            states.push(rest.chars().take(1).collect());
+        }
+        Ok(states)
     }
 
     /// Waits until it has ended.
