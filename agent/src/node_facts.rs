@@ -113,9 +113,7 @@ impl NodeFacts {
     /// Whether the device has an address or leads to a network: pods' devices need neither, but
     /// for the link-local address that all devices have.
     pub fn is_used(&self, device: u32) -> bool {
-        let link_local =
-            |addr: IpAddr| matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local());
-        self.addresses.iter().any(|own| own.device == device && !link_local(own.addr))
+        self.addresses.iter().any(|own| own.device == device && !is_link_local(own.addr))
             || self.on_link.iter().any(|route| route.device == device)
             || self.routed.iter().any(|route| route.device == device)
             || self.gateways.iter().any(|gateway| gateway.device == device)
@@ -199,6 +197,11 @@ impl NodeFacts {
             Some(link) => Ok(link.device.clone()),
         }
     }
+}
+
+/// Whether the address is one of `fe80::/10`: no VIP is, and every device has one.
+pub(crate) const fn is_link_local(addr: IpAddr) -> bool {
+    matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
 }
 
 #[cfg(test)]

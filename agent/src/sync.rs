@@ -231,11 +231,11 @@ impl Sync {
 
     /// Takes in that something has changed in the kernel. Whether there is anything to look at.
     pub fn notice(&mut self, notice: &Notice) -> bool {
-        let counts = self.memory.doubt(notice, self.settings.interface.as_deref());
-        if counts {
+        let matters = self.memory.doubt(notice, self.settings.interface.as_deref());
+        if matters {
             self.why = self.why.max(Why::of(notice));
         }
-        counts
+        matters
     }
 
     /// Has everything looked at again that can be looked at cheaply.

@@ -17,6 +17,11 @@ const LOOK_EACH: [&str; 2] = ["--update-interval", "60"];
 /// How soon what began without tables has to be forgotten once they are back, on a crowded machine.
 const FORGOTTEN_WITHIN: Duration = Duration::from_secs(3);
 
+/// How many devices come and go.
+const PODS: u32 = 20;
+/// What follows from a VIP that comes is told of in several notices: the address, its route, rules.
+const LOOKS_FOR_AN_ADDRESS: f64 = 8.0;
+
 /// Things of others, next to ours: they have to stay.
 const FOREIGN: &str = "table inet stranger {
   set theirs { type ipv4_addr; elements = { 10.244.1.11 } }
@@ -282,6 +287,48 @@ fn the_uplink_may_go_down_and_connection_tracking_may_be_emptied() -> Result<()>
     println!("eth0 down and up: repaired after {} ms", took.as_millis());
     scene.goes_on("eth0 down and up")?;
     scene.judge()
+}
+
+/// With each pod that starts or ends a device comes or goes, and a look at the whole node would keep
+/// the pod's own mapping waiting.
+#[test]
+fn devices_that_come_and_go_are_not_looked_at_until_they_are_used() -> Result<()> {
+    let mut cluster = Cluster::new(Lab::builder().pods_per_node(1).build()?, PORT)?;
+    let Cluster { lab, mappings, .. } = &mut cluster;
+    mappings.set_vip(vip(Family::V4, 222), 64)?;
+    mappings.map(lab.pod(2, 1).ip(Family::V4), vip(Family::V4, 222))?;
+    cluster.arguments.extend(LOOK_EACH);
+    cluster.start_agents()?;
+    let (node, agent) = (cluster.lab.node(2).clone(), &*cluster.agent(2)?);
+    let looks = || agent.metric("egress_agent_sync_part_duration_seconds_count{part=\"observe\"}");
+    let here = |count: f64| agent.metric("egress_agent_vips_here").is_ok_and(|now| now == count);
+
+    // What came of the start itself is over when a second address has been heard of.
+    node.sh("ip addr add 198.51.100.1/24 dev lo")?;
+    let mut before = looks()?;
+    eventually(SOON, || {
+        let now = looks().unwrap_or(before);
+        std::mem::replace(&mut before, now) == now
+    });
+    for number in 0..PODS {
+        node.sh(&format!("ip link add pod{number} type veth peer name peer{number}"))?;
+        node.sh(&format!("ip link set pod{number} up"))?;
+        node.sh(&format!("ip link del pod{number}"))?;
+    }
+    node.sh("ip link add late type bridge")?;
+    node.sh("ip link set late up")?;
+    // Told after all of these: once it is here, they have been heard.
+    node.sh("ip addr add 192.168.122.222/32 dev late")?;
+    eventually(SOON, || here(1.0));
+    let looked = looks()? - before;
+    assert!((1.0..=LOOKS_FOR_AN_ADDRESS).contains(&looked), "{looked} looks");
+
+    let before = looks()?;
+    node.sh("ip link set late down")?;
+    eventually(SOON, || looks().is_ok_and(|now| now > before));
+    node.sh("ip link del late")?;
+    eventually(SOON, || here(0.0));
+    Ok(())
 }
 
 /// `nft flush ruleset` takes both tables, and with them everybody's: nothing of ours is left to stop

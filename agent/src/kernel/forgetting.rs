@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{io, mem, thread};
 
 use tracing::{debug, error};
@@ -12,13 +12,8 @@ use tracing::{debug, error};
 use super::conntrack::{Conntrack, ConntrackError, Entry};
 use crate::routing::MarkMask;
 
-/// Between two looks, at least: changes that come meanwhile share one.
+/// Between two looks: changes that come meanwhile share one.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
-/// And at least that many times what the last one took: when pods come and go all the time, looks take a tenth of a
-/// processor at most, also where tables are large.
-const LOOKS_AFTER: u32 = 9;
-/// And at most, on a machine so busy that one look waits for the processor again and again.
-const LOOK_AFTER: Duration = Duration::from_millis(500);
 /// Before a look that failed is tried again: until then packets of forgotten decisions go on.
 const BEFORE_RETRY: Duration = Duration::from_millis(100);
 
@@ -120,13 +115,11 @@ impl Worker {
                 self.orders.add(order);
             }
             self.inbox.try_iter().for_each(|order| self.orders.add(order));
-            let started = Instant::now();
             match self.look() {
                 Ok(forgotten) => {
-                    let took = started.elapsed();
-                    debug!(forgotten, ?took, "connections forgotten");
+                    debug!(forgotten, "connections forgotten");
                     self.again = mem::take(&mut self.orders).missed_perhaps();
-                    thread::sleep((took * LOOKS_AFTER).clamp(BETWEEN_LOOKS, LOOK_AFTER));
+                    thread::sleep(BETWEEN_LOOKS);
                 }
                 Err(error) => {
                     error!("{:#}", anyhow::Error::from(error));

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 
 use super::route_socket::{RequestError, RouteSocket};
 use super::routing::wire::{device_of, metric_of, routes_in_table, wire_family};
-use crate::node_facts::{Gateway, Link, LocalAddress, NodeFacts, OnLink, Routed};
+use crate::node_facts::{Gateway, Link, LocalAddress, NodeFacts, OnLink, Routed, is_link_local};
 use crate::routing::{Device, Family};
 
 /// The routing table of the addresses that are this machine's.
@@ -182,9 +182,8 @@ fn way(family: Family, message: &RouteMessage) -> Option<Way> {
     if gateway {
         return Some(Way::Routed(Routed { network, device }));
     }
-    let link_local = matches!(network, IpNet::V6(v6) if v6.addr().is_unicast_link_local());
     // a single address says nothing of a network; a VIP that is here makes such a route
-    (!link_local && network.prefix_len() < network.max_prefix_len())
+    (!is_link_local(network.addr()) && network.prefix_len() < network.max_prefix_len())
         .then(|| Way::OnLink(OnLink { network, device, metric: metric_of(message) }))
 }
 

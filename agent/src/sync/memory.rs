@@ -90,9 +90,10 @@ impl Memory {
     /// Takes in what a notice says may have changed, and whether that is anything. `interface` is
     /// the one that leads to every VIP, if an operator said so.
     pub(super) fn doubt(&mut self, notice: &Notice, interface: Option<&str>) -> bool {
+        if !self.matters(notice, interface) {
+            return false;
+        }
         let views: &[View] = match notice {
-            Notice::Link { index, name, .. } if !self.matters(*index, Some(name), interface) => &[],
-            Notice::LinkGone { index } if !self.matters(*index, None, interface) => &[],
             Notice::Address { .. } | Notice::Networks | Notice::Routed { .. } => &[View::Facts],
             // Routes, settings and what hooks in at devices go with them, without a notice.
             Notice::Link { .. } | Notice::LinkGone { .. } => {
@@ -105,17 +106,21 @@ impl Memory {
             Notice::Overrun => &View::ALL,
         };
         self.doubted.extend(views);
-        let of_link = matches!(notice, Notice::Link { .. } | Notice::LinkGone { .. });
-        self.link_changed |= of_link && !views.is_empty();
-        !views.is_empty()
+        self.link_changed |= matches!(notice, Notice::Link { .. } | Notice::LinkGone { .. });
+        true
     }
 
-    /// Whether what happens to a device matters: pods' devices come and go all the time. One that
-    /// is to matter later is told of again then, with its address or its route.
-    fn matters(&self, index: u32, name: Option<&str>, interface: Option<&str>) -> bool {
-        let before = self.facts.links.get(&index).map(|link| link.device.name.as_str());
+    /// All but what happens to pods' devices, which come and go all the time. One that is to matter
+    /// later is told of again then, with its address or its route.
+    fn matters(&self, notice: &Notice, interface: Option<&str>) -> bool {
+        let (index, name) = match notice {
+            Notice::Link { index, name, .. } => (index, Some(name.as_str())),
+            Notice::LinkGone { index } => (index, None),
+            _ => return true,
+        };
+        let before = self.facts.links.get(index).map(|link| link.device.name.as_str());
         let is_named = interface.is_some() && (name == interface || before == interface);
-        is_named || self.facts.is_used(index)
+        is_named || self.facts.is_used(*index)
     }
 
     /// Has everything looked at again but pods: reading them takes long, and every change of them

@@ -11,6 +11,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::{Interest, Notice};
 use crate::kernel::links::is_usable;
+use crate::node_facts::is_link_local;
 
 /// One message of a datagram.
 pub(super) struct Message<'a> {
@@ -268,10 +269,6 @@ fn text(value: &[u8]) -> Option<String> {
 fn ip(value: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
-}
-
-fn is_link_local(addr: IpAddr) -> bool {
-    matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
 }
 
 fn byte(payload: &[u8], at: usize) -> Result<u8, Unreadable> {
