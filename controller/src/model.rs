@@ -1,11 +1,14 @@
 //! What the resolver sees, and what it answers: plain data, no client, no clock.
 
 mod observed;
+mod reason;
 mod verdict;
 
 pub use self::observed::{Node, Observed, Owned, Owner, Pod};
+pub use self::reason::{
+    DirectReason, EgressReason, HeldReason, InUseReason, MapperReason, PlacedReason, Reason,
+    UniqueReason, VipReason,
+};
 pub use self::verdict::{
-    DirectReason, EgressReason, EgressVerdict, Finding, HeldReason, InUseReason, MapperReason,
-    MapperVerdict, Named, ObjectKey, PathVerdict, PlacedReason, Reason, Resolved, UniqueReason,
-    VipReason, VipVerdict,
+    EgressVerdict, Finding, MapperVerdict, Named, ObjectKey, PathVerdict, Resolved, VipVerdict,
 };

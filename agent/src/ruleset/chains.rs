@@ -3,26 +3,24 @@
 
 mod direct;
 mod guard;
+mod view;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use ipnet::IpNet;
 use nftables::expr::FibFlag;
 use shared::{RouteId, Vip};
 
 use super::parts::{
-    Expr, Part, accept, address, any, choose, count, ct_direction, ct_mark, ct_original_daddr,
-    ct_original_saddr, daddr, declared, drop, fib_type, goes_to, goto, icmp_type, iifname, is,
-    is_not, is_not_zero, is_zero, looked_up, map, masked, meta_mark, network, nfproto, number,
-    quoted, saddr, set, snat_to, state_in, word, write, write_bits,
+    Part, accept, address, choose, count, ct_direction, ct_mark, ct_original_saddr, daddr,
+    declared, drop, fib_type, goes_to, goto, icmp_type, is, is_not_zero, is_zero, looked_up, map,
+    masked, meta_mark, nfproto, number, saddr, set, snat_to, state_in, word, write, write_bits,
 };
-use super::{
-    Chain, Declared, Hook, HookKind, HookPoint, Input, Rule, known_set, pod_map, unsure_set,
-};
+use super::{Chain, Declared, Hook, HookKind, HookPoint, Input, Rule, pod_map};
 use crate::routing::Family;
 
 pub(super) use guard::guard;
+use view::View;
 
 /// After connection tracking (-200), before anybody's DNAT (-100).
 const AFTER_CONNTRACK: i32 = -150;
@@ -45,73 +43,6 @@ const fn suffixed(family: Family, v4: &'static str, v6: &'static str) -> &'stati
     match family {
         Family::V4 => v4,
         Family::V6 => v6,
-    }
-}
-
-/// An `Input` as seen by the rules of one family.
-struct View<'a> {
-    input: &'a Input,
-    family: Family,
-}
-
-impl View<'_> {
-    fn vips(&self) -> impl Iterator<Item = (Vip, RouteId)> {
-        let family = self.family;
-        let of_family = move |vip: &Vip| Family::of(vip.addr()) == family;
-        self.input.vips.iter().map(|(vip, id)| (*vip, *id)).filter(move |(vip, _)| of_family(vip))
-    }
-
-    /// `ip saddr { VIPs }` and the like; `None` when there is no VIP of the family.
-    fn is_vip(&self, field: Expr) -> Option<Part> {
-        let vips: Vec<_> = self.vips().map(|(vip, _)| address(vip)).collect();
-        (!vips.is_empty()).then(|| is(field, set(vips)))
-    }
-
-    /// `ip saddr vmap { VIP : goto PREFIX_ID, … }`.
-    fn by_vip(&self, prefix: &str, eligible: impl Fn(&Vip) -> bool) -> Option<Part> {
-        let entries: Vec<_> = self
-            .vips()
-            .filter(|(vip, _)| eligible(vip))
-            .map(|(vip, id)| (address(vip), goes_to(&format!("{prefix}_{id}"))))
-            .collect();
-        (!entries.is_empty()).then(|| choose(saddr(self.family), map(entries)))
-    }
-
-    fn networks(&self, of: &[IpNet]) -> Vec<Expr> {
-        of.iter().filter(|net| Family::of(net.addr()) == self.family).map(network).collect()
-    }
-
-    fn inside(&self, field: Expr) -> Part {
-        is(field, set(self.networks(&self.input.internal)))
-    }
-
-    fn outside(&self, field: Expr) -> Part {
-        is_not(field, set(self.networks(&self.input.internal)))
-    }
-
-    fn pods_as_source(&self) -> Option<Part> {
-        let pods = self.networks(&self.input.pods);
-        (!pods.is_empty()).then(|| is(saddr(self.family), set(pods)))
-    }
-
-    /// Of this node's pods those that nobody knows, while one of them may be expected.
-    fn unknown_pods(&self) -> Option<Rule> {
-        let (family, overlays) = (self.family, &self.input.overlays);
-        let of_pods = self.pods_as_source()?;
-        let overlay = set(overlays.iter().map(|name| quoted(name)));
-        let local = (!overlays.is_empty()).then(|| is_not(iifname(), overlay));
-        let unsure = is(any(saddr(family), family), declared(unsure_set(family)));
-        let known = is_not(saddr(family), declared(known_set(family)));
-        // The controller is a pod, too: were it held, it could never say that it need not be.
-        let api_server = self.input.api_server.filter(|addr| Family::of(*addr) == family);
-        let others = api_server.map(|addr| is_not(ct_original_daddr(family), address(addr)));
-        let parts = [unsure].into_iter().chain(local).chain([of_pods, known]).chain(others);
-        Some(Rule::new("pods unknown here", parts.chain([count("unsure"), drop()])))
-    }
-
-    fn over_uplink(&self) -> Option<Part> {
-        let names: Vec<_> = self.input.uplinks.iter().map(|name| quoted(name)).collect();
-        (!names.is_empty()).then(|| is(iifname(), set(names)))
     }
 }
 
