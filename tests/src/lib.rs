@@ -52,7 +52,7 @@ pub use lab::{
     TrafficPolicy,
 };
 pub use launcher::Launcher;
-pub use load::{Connections, Load, LoadServer, Packets};
+pub use load::{Connections, Destinations, Load, LoadServer, Packets};
 pub use mappings_dir::{Layout, MappingsDir};
 pub use ping::ping;
 pub use process::Process;

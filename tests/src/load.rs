@@ -15,12 +15,13 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use ipnet::Ipv4Net;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::host::Host;
 
-pub use tcp::Connections;
+pub use tcp::{Connections, Destinations};
 pub use udp::Packets;
 
 const FLOOD_PORT: u16 = 7101;
@@ -39,6 +40,7 @@ const ADDRESS: usize = 16;
 #[derive(Debug)]
 pub struct LoadServer {
     host: Host,
+    others: Vec<Ipv4Addr>,
     packets: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
@@ -61,7 +63,14 @@ impl LoadServer {
             let until = Arc::clone(&stop);
             thread::spawn(move || tcp::accept(&listener, &until));
         }
-        Ok(Self { host: host.clone(), packets, stop })
+        Ok(Self { host: host.clone(), others: Vec::new(), packets, stop })
+    }
+
+    /// Lets it be reached at every address of a network, too, as if it were many. Others need a route.
+    pub fn also_at(&mut self, network: Ipv4Net) -> Result<()> {
+        self.host.run(&["ip", "route", "add", "local", &network.to_string(), "dev", "lo"])?;
+        self.others.extend(network.hosts());
+        Ok(())
     }
 
     /// Packets of floods that it has received.

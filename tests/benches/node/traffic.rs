@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tests::Load;
+use tests::{Destinations, Load};
 
 use crate::plain::BackEnd;
 use crate::table::{self, Spread, Verdicts, count, ratio};
@@ -31,7 +31,7 @@ impl Taken {
     }
 }
 
-const MEASURES: [Measure; 5] = [
+const MEASURES: [Measure; 6] = [
     Measure {
         what: "packets/s (UDP, 16 bytes, 4 connections, sent by one processor, counted outside)",
         turn: Duration::from_millis(300),
@@ -45,14 +45,14 @@ const MEASURES: [Measure; 5] = [
         },
     },
     Measure {
-        what: "connections/s (TCP: connect, 1 byte there, 16 back, reset; 2 clients)",
+        what: "connections/s, 62 destinations (TCP: connect, 1 byte there, 16 back, reset; 2 clients)",
         turn: Duration::from_millis(300),
-        take: |load, duration| {
-            let connections = load.connections(duration)?;
-            #[expect(clippy::cast_precision_loss, reason = "a small number")]
-            let failed = connections.failed as f64;
-            Ok(Taken { spoiled: failed, ..Taken::of(connections.succeeded) })
-        },
+        take: |load, duration| connections(load, duration, Destinations::Many),
+    },
+    Measure {
+        what: "connections/s, one destination (the same)",
+        turn: Duration::from_millis(300),
+        take: |load, duration| connections(load, duration, Destinations::One),
     },
     Measure {
         what: "answers/s (UDP, 16 bytes, sent outside by one processor, counted by the pod)",
@@ -70,6 +70,13 @@ const MEASURES: [Measure; 5] = [
         take: |load, duration| Ok(Taken::of(load.udp_round_trips(duration)?)),
     },
 ];
+
+fn connections(load: &Load<'_>, duration: Duration, to: Destinations) -> Result<Taken> {
+    let connections = load.connections(duration, to)?;
+    #[expect(clippy::cast_precision_loss, reason = "a small number")]
+    let failed = connections.failed as f64;
+    Ok(Taken { spoiled: failed, ..Taken::of(connections.succeeded) })
+}
 
 /// The figures of one measure: a row for each variant, a column for each round.
 struct Figures {

@@ -6,12 +6,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ipnet::Ipv4Net;
 use tests::{Agent, Host, Lab, Load, LoadServer, MappingsDir, Masquerade, wait_until};
 
 use crate::mapped::{self, VIP};
 use crate::plain::{self, BackEnd};
 
 const REACHED_WITHIN: Duration = Duration::from_secs(20);
+/// Where the server can be reached, too: so many addresses that one block of a VIP has ports for all
+/// connections of a run.
+const DESTINATIONS: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 26);
 /// With many VIPs, so many besides the one that is measured.
 pub(crate) const OTHER_VIPS: u8 = 199;
 
@@ -113,7 +117,12 @@ impl Stage {
         for pod in lab.pods() {
             pod.set_sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
         }
-        let server = LoadServer::start(lab.outside())?;
+        let mut server = LoadServer::start(lab.outside())?;
+        server.also_at(DESTINATIONS)?;
+        let (to, via) = (DESTINATIONS.to_string(), lab.outside().v4.to_string());
+        for node in lab.nodes() {
+            node.run(&["ip", "route", "add", &to, "via", &via])?;
+        }
         Ok(Self { lab, server, variants })
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::libc::linger;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -30,6 +30,15 @@ pub struct Connections {
     pub succeeded: f64,
     /// Connections without, in all.
     pub failed: u64,
+}
+
+/// To where connections are opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destinations {
+    /// The server's own address.
+    One,
+    /// One after the other of those that it is also at.
+    Many,
 }
 
 pub(super) fn listen(host: &Host, port: u16) -> Result<TcpListener> {
@@ -73,15 +82,24 @@ fn echo(mut stream: TcpStream) -> io::Result<()> {
 
 impl Load<'_> {
     /// Opens connections with a request and an answer, one after the other on two threads.
-    pub fn connections(&self, duration: Duration) -> Result<Connections> {
-        let server = self.server.at(TCP_PORT);
-        self.client.enter(|| self.whoami(server))??;
+    pub fn connections(&self, duration: Duration, to: Destinations) -> Result<Connections> {
+        let servers: Vec<SocketAddr> = match to {
+            Destinations::One => vec![self.server.at(TCP_PORT)],
+            Destinations::Many => {
+                self.server.others.iter().map(|&addr| (addr, TCP_PORT).into()).collect()
+            }
+        };
+        ensure!(!servers.is_empty(), "the server is at no other address");
+        self.client.enter(|| servers.iter().try_for_each(|&server| self.whoami(server)))??;
         let (succeeded, failed) = (AtomicU64::new(0), AtomicU64::new(0));
         let start = Instant::now();
         thread::scope(|scope| -> Result<()> {
             let client = || -> Result<()> {
                 self.client.join_network()?;
-                while start.elapsed() < duration {
+                for &server in servers.iter().cycle() {
+                    if start.elapsed() >= duration {
+                        break;
+                    }
                     let counter = if self.whoami(server).is_ok() { &succeeded } else { &failed };
                     counter.fetch_add(1, Ordering::Relaxed);
                 }
