@@ -25,6 +25,17 @@ impl BackEnd {
     }
 }
 
+/// A rule on every node for packets with a mark that none has.
+pub(crate) fn policy_rule(lab: &Lab) -> Result<()> {
+    for node in lab.nodes() {
+        node.run_with_input(
+            &["ip", "-batch", "-"],
+            "rule add pref 1000 fwmark 0x1040/0x10ff lookup 100\n",
+        )?;
+    }
+    Ok(())
+}
+
 /// All that pods of node 1 send outside goes to node 2, which gives it the VIP: one policy rule
 /// and one translation, whatever the number of pods. Who holds what is fixed.
 pub(crate) fn two_hops(lab: &Lab) -> Result<()> {

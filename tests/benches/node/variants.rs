@@ -35,6 +35,9 @@ pub(crate) enum Pod {
 pub(crate) enum Variant {
     /// The cluster's own rules: one hop, the node's address.
     Masquerade,
+    /// The same on nodes with one policy rule, which no packet matches: any program that routes by
+    /// policy has the kernel take this longer way.
+    PolicyRule,
     /// One rule for all pods on each of two nodes.
     TwoHops,
     /// The agent's rules.
@@ -49,6 +52,7 @@ impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pod = match self {
             Self::Masquerade => return f.write_str("masquerade, one hop"),
+            Self::PolicyRule => return f.write_str("masquerade, one policy rule"),
             Self::TwoHops => return f.write_str("two plain hops"),
             Self::Ours { pods, other_vips, pod } => {
                 write!(f, "ours, {pods} mapped")?;
@@ -89,7 +93,7 @@ impl Stage {
     /// Where the load of a variant comes from and goes to.
     pub(crate) fn load(&self, variant: Variant) -> Load<'_> {
         let (client, source) = match variant {
-            Variant::Masquerade => (self.lab.pod(1, 1), self.lab.node(1).v4),
+            Variant::Masquerade | Variant::PolicyRule => (self.lab.pod(1, 1), self.lab.node(1).v4),
             Variant::TwoHops => (self.lab.pod(1, 1), VIP),
             Variant::Ours { pod, .. }
             | Variant::Direct { pod, .. }
@@ -175,9 +179,11 @@ pub(crate) fn build_all(quick: bool) -> Result<Vec<Stage>> {
 
     let mut stages = vec![
         Stage::build(Masquerade::IptablesNft, vec![Variant::Masquerade])?,
+        Stage::build(Masquerade::IptablesNft, vec![Variant::PolicyRule])?,
         Stage::build(Masquerade::IptablesNft, vec![Variant::TwoHops])?,
     ];
-    plain::two_hops(&stages[1].lab)?;
+    plain::policy_rule(&stages[1].lab)?;
+    plain::two_hops(&stages[2].lab)?;
     for &pods in ours {
         stages.push(with_agents(pods, 0, &[Pod::Mapped])?);
     }
