@@ -1,5 +1,5 @@
-//! What ours is compared with: forwarding over two nodes with next to no rules, and the rules that
-//! kube-egress makes.
+//! What ours is compared with: forwarding over one node and over two with next to no rules, and the
+//! rules that kube-egress makes.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;

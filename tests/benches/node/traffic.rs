@@ -45,7 +45,7 @@ const MEASURES: [Measure; 6] = [
         },
     },
     Measure {
-        what: "connections/s, 62 destinations (TCP: connect, 1 byte there, 16 back, reset; 2 clients)",
+        what: "connections/s, many destinations (TCP: connect, 1 byte there, 16 back, reset; 2 clients)",
         turn: Duration::from_millis(300),
         take: |load, duration| connections(load, duration, Destinations::Many),
     },
